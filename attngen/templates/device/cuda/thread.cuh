@@ -1,0 +1,28 @@
+// Who am I, who are my neighbours, and how do we wait for each other.
+
+// Index of this thread in its block (blocks are one-dimensional).
+DEVICE_FN int thread_id() { return static_cast<int>(threadIdx.x); }
+
+// Index of this thread in its warp, 0..31.
+DEVICE_FN int lane_id() { return static_cast<int>(threadIdx.x & 31u); }
+
+// Index of this warp in its block. The shuffle tells the compiler that all lanes agree on it.
+DEVICE_FN int warp_id() {
+    return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 5), 0);
+}
+
+// Index of this block in the grid.
+DEVICE_FN int block_x() { return static_cast<int>(blockIdx.x); }
+DEVICE_FN int block_y() { return static_cast<int>(blockIdx.y); }
+DEVICE_FN int block_z() { return static_cast<int>(blockIdx.z); }
+
+// All threads of the block wait here, then see each other's earlier shared-memory accesses.
+SYNC_FN void sync_block() { __syncthreads(); }
+
+// All lanes of the warp wait here, then see each other's earlier shared-memory accesses.
+SYNC_FN void sync_warp() { __syncwarp(); }
+
+// The value `x` of lane (my lane XOR lane_mask). Orders no memory access.
+DEVICE_FN float shfl_xor(float x, int lane_mask) {
+    return __shfl_xor_sync(0xffffffffu, x, lane_mask);
+}
