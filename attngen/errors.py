@@ -124,11 +124,16 @@ class BackwardNotDeliveredError(NotDeliveredError):
     default_remedy = "Call under torch.no_grad(), or pass q.detach(), k.detach(), v.detach()."
 
 
+class NotDeliveredNameError(NotDeliveredError, AttributeError):
+    """A public name of the design that this version does not have yet. Example: ``attngen.per_head
+    is not available in this version of attngen``."""
+
+
 class TraceError(AttngenError, TypeError):
     """A mask or score callable did something that cannot become a kernel, such as ``if`` on an
     index. Example: ``mask_mod used the truth value of an expression``."""
 
-    default_remedy = ("Use & | ~ for and, or, not; attngen.scores.where for a choice; "
+    default_remedy = ("Use & | ~ for and, or, not; torch.where for a choice; "
                       "and put comparisons in parentheses: (a < b) & (c < d).")
 
 
