@@ -123,7 +123,7 @@ def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor,
     s = torch.where(seen, s, float("-inf"))
     lse = torch.logsumexp(s.to(wide), -1)
     # A row with nothing to see has NaN in its softmax; a score may also be −inf by itself.
-    seen = seen & (lse > float("-inf")).unsqueeze(-1)
+    seen = seen & (lse != float("-inf")).unsqueeze(-1)
     p = torch.where(seen, torch.softmax(s, -1), 0.0)
     if bool(torch.isfinite(v).all()):
         return torch.matmul(p, v), lse
