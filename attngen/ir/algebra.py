@@ -1,0 +1,200 @@
+"""Algebraic rules: folding and identities that hold for floats as written, and the change to
+base 2 with the scale moved where it costs one fused multiply-add per score."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .node import Node, cast, const, is_number, make, reduce
+from .ops import FLOATS, SCALAR_OPS
+from .rewrite import Rule
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+_NEG_INF = float("-inf")
+
+
+def fold(n: Node) -> Node | None:
+    """op(c₁, c₂, …) → its value (integers and conditions exactly, floats in float64)"""
+    info = SCALAR_OPS.get(n.op)
+    if info is None or not n.args or not all(a.is_const for a in n.args):
+        return None
+    if n.op == "cast":
+        return const(n.args[0].attr("value"), n.dtype)
+    assert info.evaluate is not None
+    with np.errstate(all="ignore"):
+        result = info.evaluate(*(np.asarray(a.attr("value")) for a in n.args))
+    number = np.asarray(result).item()
+    return None if isinstance(number, float) and math.isnan(number) else const(number, n.dtype)
+
+
+def identity(n: Node) -> Node | None:
+    """x+0 → x; x·1 → x; x/1 → x; −−x → x; ¬¬x → x; true∧x → x; min(x, x) → x; where(true, x, y) → x"""
+    a = n.args
+    if n.op in ("add", "sub") and is_number(a[1], 0):
+        return a[0]
+    if n.op in ("mul", "div", "floordiv") and is_number(a[1], 1):
+        return a[0]
+    if n.op in ("neg", "not") and a[0].op == n.op:
+        return a[0].args[0]
+    if n.op in ("min", "max", "and", "or") and a[0] is a[1]:
+        return a[0]
+    if n.op in ("and", "or") and a[1].is_const:
+        absorbing = n.op == "or"
+        return a[1] if bool(a[1].attr("value")) == absorbing else a[0]
+    if n.op == "where" and a[0].is_const:
+        return a[1] if a[0].attr("value") else a[2]
+    if n.op == "where" and a[1] is a[2]:
+        return a[1]
+    if n.op == "cast" and a[0].dtype == n.dtype:
+        return a[0]
+    if n.op == "visible" and a[0].is_const:
+        return a[0]
+    return None
+
+
+def repeated_bound(n: Node) -> Node | None:
+    """min(min(a, b), b) → min(a, b), at any depth; max likewise"""
+    if n.op not in ("min", "max"):
+        return None
+    for inner, other in (n.args, n.args[::-1]):
+        if other in _chain(inner, n.op):
+            return inner
+    return None
+
+
+def _chain(n: Node, op: str) -> list[Node]:
+    return [n] if n.op != op else [leaf for a in n.args for leaf in _chain(a, op)]
+
+
+def negation(n: Node) -> Node | None:
+    """¬(a < b) → b ≤ a; ¬(a ≤ b) → b < a, for integers (floats have NaN); ¬(a = b) → a ≠ b"""
+    if n.op != "not" or n.args[0].op not in ("lt", "le", "eq", "ne"):
+        return None
+    inner = n.args[0]
+    x, y = inner.args
+    if inner.op in ("eq", "ne"):
+        return make("ne" if inner.op == "eq" else "eq", x, y, origin=inner.origin)
+    if x.dtype in FLOATS or y.dtype in FLOATS:
+        return None
+    return make("lt" if inner.op == "le" else "le", y, x, origin=inner.origin)
+
+
+def merge_constants(n: Node) -> Node | None:
+    """(x·c)·d → x·(c·d); (x+c)+d → x+(c+d) for integers; x/c → x·(1/c)"""
+    if n.op == "div" and n.args[1].is_const and n.args[1].attr("value") != 0:
+        return make("mul", n.args[0], const(1.0 / n.args[1].attr("value"), n.dtype))
+    if n.op not in ("mul", "add") or not n.args[1].is_const:
+        return None
+    if n.op == "add" and n.dtype in FLOATS:
+        return None
+    inner = n.args[0]
+    if inner.op != n.op or not inner.args[1].is_const:
+        return None
+    x, y = inner.args[1].attr("value"), n.args[1].attr("value")
+    return make(n.op, inner.args[0], const(x * y if n.op == "mul" else x + y, n.dtype))
+
+
+def _positive_factor(n: Node) -> tuple[Node, Node] | None:
+    """(x, c) for x·c with a constant c > 0."""
+    if n.op == "mul" and n.args[1].is_const and n.dtype in FLOATS \
+            and 0 < n.args[1].attr("value") < math.inf:
+        return n.args[0], n.args[1]
+    return None
+
+
+def scale_out_of_mask(n: Node) -> Node | None:
+    """where(m, x·c, −inf) → where(m, x, −inf)·c, c > 0"""
+    if n.op != "where" or not is_number(n.args[2], _NEG_INF):
+        return None
+    factor = _positive_factor(n.args[1])
+    if factor is None:
+        return None
+    return make("mul", make("where", n.args[0], factor[0], n.args[2], origin=n.origin), factor[1])
+
+
+def scale_out_of_max(n: Node) -> Node | None:
+    """max_j(x·c) → max_j(x)·c, c > 0"""
+    if n.op != "reduce" or n.attr("kind") != "max":
+        return None
+    factor = _positive_factor(n.args[0])
+    if factor is None:
+        return None
+    return make("mul", reduce("max", factor[0], n.attr("over"), origin=n.origin), factor[1])
+
+
+def scale_out_of_finite(n: Node) -> Node | None:
+    """finite_or_zero(x·c) → finite_or_zero(x)·c, c > 0"""
+    if n.op != "finite_or_zero":
+        return None
+    factor = _positive_factor(n.args[0])
+    if factor is None:
+        return None
+    return make("mul", make("finite_or_zero", factor[0], origin=n.origin), factor[1])
+
+
+def relative_to_unscaled(n: Node) -> Node | None:
+    """Σ relative to m·c → Σ relative to m, c > 0: the mark says when to rescale, not by how much"""
+    if not n.op.startswith("stream_"):
+        return None
+    factor = _positive_factor(n.args[-1])
+    if factor is None:
+        return None
+    return make(n.op, *n.args[:-1], factor[0], axes=n.axes, dtype=n.dtype, origin=n.origin,
+                **dict(n.attrs))
+
+
+def base_two(n: Node) -> Node | None:
+    """exp(x) → exp2(x·log₂e); log(x) → log2(x)·ln 2"""
+    if n.op == "exp":
+        return make("exp2", make("mul", n.args[0], const(LOG2E, n.dtype)), origin=n.origin)
+    if n.op == "log":
+        return make("mul", make("log2", n.args[0], origin=n.origin), const(LN2, n.dtype))
+    return None
+
+
+def distribute_in_exponent(n: Node) -> Node | None:
+    """exp2((x − y)·c) → exp2(x·c − y·c): y·c is one number a row, the rest one multiply-add"""
+    if n.op != "exp2" or n.args[0].op != "mul" or not n.args[0].args[1].is_const:
+        return None
+    difference, c = n.args[0].args
+    if difference.op != "sub":
+        return None
+    x, y = difference.args
+    return make("exp2", make("sub", make("mul", x, c), make("mul", y, c)), origin=n.origin)
+
+
+def cast_number(n: Node) -> Node | None:
+    """cast(c) → c in the type"""
+    return const(n.args[0].attr("value"), n.dtype) \
+        if n.op == "cast" and n.args[0].is_const else None
+
+
+def bound_conjunction(n: Node) -> Node | None:
+    """x < a ∧ x < b → x < min(a, b); a ≤ x ∧ b ≤ x → max(a, b) ≤ x, for a shared index x"""
+    if n.op != "and":
+        return None
+    p, q = n.args
+    if p.op == q.op == "lt" and p.args[0] is q.args[0] and p.args[0].op == "idx":
+        return make("lt", p.args[0], make("min", p.args[1], q.args[1]), origin=p.origin)
+    if p.op == q.op == "le" and p.args[1] is q.args[1] and p.args[1].op == "idx":
+        return make("le", make("max", p.args[0], q.args[0]), p.args[1], origin=p.origin)
+    return None
+
+
+FOLD: tuple[Rule, ...] = (fold, identity, repeated_bound, negation, merge_constants, cast_number)
+REBASE: tuple[Rule, ...] = (*FOLD, base_two, scale_out_of_mask, scale_out_of_max,
+                            scale_out_of_finite, relative_to_unscaled, distribute_in_exponent)
+
+
+def simplify(n: Node) -> Node:
+    """A scalar expression with folding and identities applied."""
+    from .rewrite import rewrite
+    return rewrite((n,), FOLD)[0]
+
+
+def as_type(n: Node, dtype: str) -> Node:
+    """Cast and simplify."""
+    return simplify(cast(n, dtype))

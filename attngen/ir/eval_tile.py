@@ -1,0 +1,262 @@
+"""The definition of tile statements: every block in turn, every statement in NumPy.
+
+Tiles have their padded shapes and unwritten values are NaN, as on a machine. Asynchronous copies
+land as late as a Wait allows and a Barrier publishes them, so a placed kernel that reads too early
+reads NaN. The interpreter also counts: tiles visited, bytes loaded and stored, products done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import VerifyError
+from .bounds import EXTENTS
+from .eval_tensor import round_to
+from .graph import Graph
+from .node import Node
+from .ops import SCALAR_OPS
+from .stmt import (Barrier, Commit, Copy, Fill, Issue, Kernel, LaneReduce, Load, Loop, Map, Mma,
+                   Reduce, Stmt, Store, Tensor, Value, Wait)
+
+Array = np.ndarray[Any, Any]
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
+
+
+class TileInterpreter:
+    """Runs one kernel over the tensors in ``memory`` (written in place)."""
+
+    def __init__(self, kernel: Kernel, memory: dict[str, Array], params: Mapping[str, Any],
+                 extents: Mapping[str, int], precision: Any = np.float64) -> None:
+        self.kernel, self.memory, self.params, self.extents = kernel, memory, params, extents
+        self.precision = precision
+        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
+        self.values = {v.name: v for v in kernel.values}
+        self.counts: Counter[str] = Counter()
+
+    def run(self) -> Counter[str]:
+        """Every block of the grid; returns the counts."""
+        keep = self.kernel.grid[0]
+        tiles = -(-self.extents[keep.axis] // keep.tile)
+        with np.errstate(all="ignore"):
+            for b in range(self.extents["b"]):
+                for h in range(self.extents["h"]):
+                    for t in range(tiles):
+                        self._block({"b": b, "h": h}, t)
+        return self.counts
+
+    def _block(self, where: dict[str, int], tile: int) -> None:
+        self.where = where
+        self.tile = {self.kernel.keep: tile, self.kernel.loop: 0}
+        self.state: dict[str, Array] = {}
+        self.slots: dict[tuple[str, int], Array] = {}
+        self.pending: deque[list[tuple[str, int, Array]]] = deque()
+        self.open: list[tuple[str, int, Array]] = []
+        self.arrived: list[tuple[str, int, Array]] = []
+        self.window: tuple[int, int] | None = None
+        self._bounds: tuple[str, str] = ("", "")
+        self._run(self.kernel.body)
+
+    def _run(self, body: tuple[Stmt, ...]) -> None:
+        for stmt in body:
+            self._step(stmt)
+
+    def _step(self, stmt: Stmt) -> None:
+        match stmt:
+            case Fill(dst=d, number=x):
+                self.state[d] = np.full(self._shape(d), x, self.precision)
+            case Load(dst=d, tensor=t):
+                self.state[d] = self._read(self.values[d], t, self.tile)
+            case Map():
+                self._map(stmt)
+            case Mma(dst=d, a=a, b=b, over=over, accumulate=acc):
+                self._mma(d, a, b, over, acc)
+            case Reduce(dst=d, kind=kind, src=s, over=over, accumulate=acc):
+                self._reduce(d, kind, s, over, acc)
+            case LaneReduce() | Barrier(scope="warp"):
+                pass
+            case Copy(dst=d, src=s):
+                self.state[d] = self._pad(round_to(self._get(s), self.values[d].dtype), d)
+            case Store(tensor=t, src=s):
+                self._write(self.kernel.tensor(t), self._get(s), self.values[s])
+            case Loop():
+                self._loop(stmt)
+            case Issue(dst=d, tensor=t, ahead=ahead):
+                self._issue(d, t, ahead)
+            case Commit():
+                self.pending.append(self.open)
+                self.open = []
+            case Wait(pending=n):
+                while len(self.pending) > n:
+                    self.arrived += self.pending.popleft()
+            case Barrier():
+                for name, slot, array in self.arrived:
+                    self.slots[name, slot] = array
+                self.arrived = []
+            case _:
+                raise VerifyError(f"no meaning for statement {stmt!r}")
+
+    # -- control ---------------------------------------------------------------------------
+
+    def _range(self, stmt: Loop) -> tuple[int, int, int, int]:
+        return tuple(int(self.state[n]) for n in (  # type: ignore[return-value]
+            stmt.begin, stmt.end, stmt.full_begin, stmt.full_end))
+
+    def _loop(self, stmt: Loop) -> None:
+        begin, end, full_begin, full_end = self._range(stmt)
+        self.window = (begin, end)
+        for n in range(begin, end):
+            self.tile[stmt.axis] = n
+            self.full = full_begin <= n < full_end
+            self.counts["tiles"] += 1
+            self.counts["full_tiles"] += self.full
+            self._run(stmt.body)
+        self.window = None
+
+    def _issue(self, dst: str, tensor: str, ahead: int | None) -> None:
+        loop = self.kernel.loop
+        if self.window is None:  # before the loop: find its bounds
+            stmt = next(s for s in self.kernel.body if isinstance(s, Loop))
+            begin, end, _, _ = self._range(stmt)
+            position = begin + (ahead or 0)
+        else:
+            end = self.window[1]
+            position = self.tile[loop] + (ahead or 0)
+        if position >= end:
+            return
+        slot = 0 if ahead is None else position % self.values[dst].stages
+        self.slots[dst, slot] = np.full(self._shape(dst), np.nan)  # in flight
+        tile = {**self.tile, loop: position}
+        landing = self.open if self.kernel.schedule.vector_bytes == 16 else self.arrived
+        landing.append((dst, slot, self._read(self.values[dst], tensor, tile)))
+
+    # -- values ----------------------------------------------------------------------------
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.values[name].shape
+
+    def _pad(self, array: Array, name: str) -> Array:
+        out = np.zeros(self._shape(name), array.dtype)
+        out[tuple(slice(n) for n in array.shape)] = array
+        return out
+
+    def _get(self, name: str) -> Array:
+        if name in self.state:
+            return self.state[name]
+        value = self.values[name]
+        slot = 0
+        if self.kernel.loop in value.axes:
+            slot = self.tile[self.kernel.loop] % value.stages
+        found = self.slots.get((name, slot))
+        return np.full(self._shape(name), np.nan) if found is None else found
+
+    def _leaf(self, n: Node, axes: tuple[str, ...]) -> Array:
+        if n.op == "const":
+            return np.asarray(n.attr("value"))
+        if n.op == "value":
+            own = self.values[n.attr("name")].axes
+            array = self._get(n.attr("name"))
+            shape = iter(array.shape)
+            return array.reshape([next(shape) if a in own else 1 for a in axes]) if axes else array
+        if n.op == "param":
+            array = np.asarray(self.params[n.attr("name")])
+            return array[self.where["b"]] if array.ndim else array
+        axis = n.attr("axis")
+        if axis in self.where:
+            return np.asarray(self.where[axis])
+        start = self.tile.get(axis, 0) * self.block.get(axis, 0)
+        if n.op == "first":
+            return np.asarray(start)
+        if n.op == "last":
+            return np.asarray(min(start + self.block[axis], self.extents[axis]) - 1)
+        index = np.arange(start, start + self.block.get(axis, self.extents[axis]))
+        return index.reshape([-1 if a == axis else 1 for a in axes])
+
+    def evaluate(self, n: Node, axes: tuple[str, ...]) -> Array:
+        """An expression over the axes of a statement."""
+        if not n.args:
+            return self._leaf(n, axes)
+        args = [self.evaluate(a, axes) for a in n.args]
+        if n.op == "cast":
+            return round_to(args[0], n.dtype)
+        evaluate = SCALAR_OPS[n.op].evaluate
+        assert evaluate is not None
+        return np.asarray(evaluate(*args))
+
+    def _map(self, stmt: Map) -> None:
+        if stmt.when == "partial" and self.full:
+            return
+        for name, expr in zip(stmt.dsts, stmt.exprs, strict=True):
+            result = self.evaluate(expr, stmt.axes)
+            self.state[name] = np.broadcast_to(result, self._shape(name)).copy()
+
+    def _mma(self, dst: str, a: str, b: str, over: str, accumulate: bool) -> None:
+        left, right = self.values[a].axes, self.values[b].axes
+        x, y = self._get(a), self._get(b)
+        spec = f"{''.join(left)},{''.join(right)}->{''.join(self.values[dst].axes)}"
+        product = self._pad(np.einsum(spec, x, y), dst)
+        self.state[dst] = self.state[dst] + product if accumulate else product
+        self.counts["mma"] += 1
+        self.counts["flops"] += 2 * x.size * y.shape[1 - right.index(over)]
+
+    def _reduce(self, dst: str, kind: str, src: str, over: str, accumulate: bool) -> None:
+        axis = self.values[src].axes.index(over)
+        x = self._get(src)
+        result = x.max(axis=axis) if kind == "max" else x.sum(axis=axis)
+        if accumulate:
+            old = self.state[dst]
+            result = np.maximum(old, result) if kind == "max" else old + result
+        self.state[dst] = result
+
+    # -- device memory ---------------------------------------------------------------------
+
+    def _index(self, tensor: Tensor, tile: Mapping[str, int]) -> tuple[list[Any], list[int]]:
+        """Where a tile lies in its tensor, and how much of it is inside."""
+        index: list[Any] = []
+        inside: list[int] = []
+        for axis in tensor.axes:
+            if axis == "g":
+                assert tensor.by_head is not None
+                index.append(tensor.by_head[self.where["h"]])
+            elif axis in self.where:
+                index.append(self.where[axis])
+            else:
+                start = tile.get(axis, 0) * self.block.get(axis, 0)
+                width = self.block.get(axis, self.extents[axis])
+                stop = min(start + width, self.extents[axis])
+                index.append(slice(start, stop))
+                inside.append(max(stop - start, 0))
+        return index, inside
+
+    def _read(self, v: Value, name: str, tile: Mapping[str, int]) -> Array:
+        tensor = self.kernel.tensor(name)
+        index, inside = self._index(tensor, tile)
+        data = np.asarray(self.memory[name][tuple(index)], self.precision)
+        self.counts[f"read {name}"] += data.size * BYTES[tensor.dtype]
+        out = np.zeros(v.shape, self.precision)
+        out[tuple(slice(n) for n in inside)] = data
+        return out
+
+    def _write(self, tensor: Tensor, array: Array, v: Value) -> None:
+        index, inside = self._index(tensor, self.tile)
+        data = array[tuple(slice(n) for n in inside)]
+        self.counts[f"write {tensor.name}"] += data.size * BYTES[tensor.dtype]
+        self.memory[tensor.name][tuple(index)] = round_to(data, tensor.dtype)
+
+
+def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[str, Any],
+                    extents: Mapping[str, int], precision: Any = np.float64,
+                    ) -> tuple[dict[str, Array], Counter[str]]:
+    """Every output and workspace of a tiled or placed graph, and the counts of its kernels."""
+    memory = {name: np.asarray(a, precision) for name, a in inputs.items()}
+    sizes = {**dict(params), **{EXTENTS[a]: extents[a] for a in EXTENTS}}
+    counts: Counter[str] = Counter()
+    for t in graph.tensors:
+        if t.role != "input":
+            memory[t.name] = np.full([extents[a] for a in t.axes], np.nan, precision)
+    for kernel in graph.tiles:
+        counts += TileInterpreter(kernel, memory, sizes, extents, precision).run()
+    return {t.name: memory[t.name] for t in graph.tensors if t.role != "input"}, counts

@@ -1,0 +1,65 @@
+"""Symbolic interval arithmetic: the least and greatest value of an index expression over a tile.
+
+Over a tile the index of an axis runs from ``first(axis)`` to ``last(axis)``; what an expression can
+be at most and at least is again an expression, evaluated once per block. Sound, not always tight:
+None means "unbounded as far as we can tell".
+"""
+
+from __future__ import annotations
+
+from .algebra import simplify
+from .node import Node, first, last, make
+
+Bound = Node | None
+
+
+def interval(node: Node, axis: str) -> tuple[Bound, Bound]:
+    """(least, greatest) value of ``node`` while the index of ``axis`` runs over the tile."""
+    low, high = _interval(node, axis)
+    return (None if low is None else simplify(low)), (None if high is None else simplify(high))
+
+
+def _interval(n: Node, axis: str) -> tuple[Bound, Bound]:
+    if axis not in n.axes:
+        return n, n
+    if n.op == "idx":
+        return first(axis), last(axis)
+    args = [_interval(a, axis) for a in n.args]
+    match n.op:
+        case "add":
+            return _both("add", args[0][0], args[1][0]), _both("add", args[0][1], args[1][1])
+        case "sub":
+            return _both("sub", args[0][0], args[1][1]), _both("sub", args[0][1], args[1][0])
+        case "neg":
+            return _one("neg", args[0][1]), _one("neg", args[0][0])
+        case "min" | "max":
+            return _extremum(n.op, args)
+        case "mul" | "floordiv" if n.args[1].is_const:
+            low, high = args[0]
+            if n.args[1].attr("value") < 0:
+                low, high = high, low
+            return _both(n.op, low, n.args[1]), _both(n.op, high, n.args[1])
+        case "where":
+            (low1, high1), (low2, high2) = args[1], args[2]
+            return _both("min", low1, low2), _both("max", high1, high2)
+    return None, None
+
+
+def _extremum(op: str, args: list[tuple[Bound, Bound]]) -> tuple[Bound, Bound]:
+    """min is below each operand and max above, even where the other operand is unbounded."""
+    lows, highs = [a[0] for a in args], [a[1] for a in args]
+    if op == "min":
+        known = [h for h in highs if h is not None]
+        return _both("min", *lows), (
+            make("min", *known) if len(known) == 2 else known[0] if known else None)
+    known = [low for low in lows if low is not None]
+    return (make("max", *known) if len(known) == 2 else known[0] if known else None), _both(
+        "max", *highs)
+
+
+def _one(op: str, a: Bound) -> Bound:
+    return None if a is None else make(op, a)
+
+
+def _both(op: str, a: Bound, b: Bound) -> Bound:
+    return None if a is None or b is None else make(op, a, b)

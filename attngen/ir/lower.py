@@ -1,0 +1,364 @@
+"""Tiling: any region of tensor nodes becomes a short program of tile statements.
+
+One algorithm serves every kernel. The kept axis gives the rows, the loop axis is walked tile by
+tile; which axes a node has decides where it is computed (before, in, or after a loop) and in what
+shape. A reduction along the loop becomes an accumulator; results that need a finished reduction
+and still carry the loop axis get a second loop.
+"""
+
+from __future__ import annotations
+
+from ..errors import VerifyError
+from .bounds import add_bounds, extent
+from .graph import Graph, Region
+from .node import Node, const, make, substitute, value, walk
+from .ops import OPS
+from .ranges import Bounds, TileRange, solve, tile_range
+from .stmt import (Copy, Fill, Grid, Kernel, Load, Loop, Map, Mma, Param, Reduce, Schedule, Stmt,
+                   Store, Tensor, Value)
+
+_GRID_AXES = ("b", "h", "g")
+_KIND_ORDER = {"reduce": 0, "stream_sum": 1, "stream_contract": 2, "contract": 3}
+
+
+def tile(graph: Graph, schedule: Schedule, keep: str = "i", loop: str = "j") -> Graph:
+    """Lower every region of a fused graph.
+
+        o[i,e] = Σ_j p[i,j]·v[j,e]   →   Fill acc 0; Loop j: Load v; Mma acc += p·v; Store o
+
+    Raises VerifyError for what tiles cannot express, naming the node.
+    """
+    kernels = tuple(_Lowering(r, graph, schedule, keep, loop).kernel() for r in graph.regions)
+    return Graph("tiled", kernels, graph.tensors, graph.sizes)
+
+
+class _Lowering:
+    def __init__(self, region: Region, graph: Graph, schedule: Schedule, keep: str,
+                 loop: str) -> None:
+        self.region, self.graph, self.schedule = region, graph, schedule
+        self.keep, self.loop = keep, loop
+        self.values: dict[str, Value] = {}
+        self.params: dict[str, Param] = {}
+        self.outer: dict[int, list[Stmt]] = {0: []}  # statements before loop n
+        self.bodies: dict[int, list[Stmt]] = {}
+        self.kept: dict[str, str] = {}  # node -> value, outside loops
+        self.local: dict[str, str] = {}  # node -> value, in the current loop
+        self.current = -1
+        self.levels: dict[str, int] = {}
+        self.moving: dict[str, bool] = {}
+        roots = add_bounds(region.roots, loop)
+        self.writes_loop = any(loop in r.axes for r in roots)
+        roots, self.range = self._solve_masks(roots)
+        self.roots = self._run_streams(roots)
+        self.uses: dict[str, int] = {}
+        for node in walk(*self.roots):
+            for arg in node.args:
+                self.uses[arg.key] = self.uses.get(arg.key, 0) + 1
+
+    # -- preparation ---------------------------------------------------------------------
+
+    def _solve_masks(self, roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], TileRange]:
+        """visible(mask) → visible(lower ≤ j < upper ∧ rest), and the tile ranges."""
+        masks = [n for n in walk(*roots) if n.op == "visible" and self.loop in n.axes]
+        solved = {n: solve(n.args[0], self.loop) for n in masks}
+        table = {n: make("visible", b.predicate(self.loop), axes=n.axes, dtype="bool")
+                 for n, b in solved.items()}
+        self.hints = {node.key: f"{self.loop}_{side}" for b in solved.values()
+                      for side, node in (("begin", b.lower), ("end", b.upper)) if node is not None}
+        everything = Bounds(None, None, None if len(masks) < 2 else const(True))
+        bounds = next(iter(solved.values())) if len(masks) == 1 else everything
+        ranges = tile_range(bounds, self.loop, self.keep, extent(self.loop),
+                            self.schedule.block_n, self.writes_loop)
+        return tuple(substitute(r, table) for r in roots), ranges
+
+    def _run_streams(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
+        """Operands of streaming sums read the maximum so far instead of the final one."""
+        self.running: dict[str, str] = {}
+        done: dict[str, Node] = {}
+        for node in walk(*roots):
+            args = tuple(done[a.key] for a in node.args)
+            if node.op.startswith("stream_"):
+                top = args[-1]
+                name = self.running.get(top.key) or self._new("m", top)
+                self.running[top.key] = name
+                leaf = value(name, top.axes, top.dtype)
+                args = (*(substitute(a, {top: leaf}) for a in args[:-1]), top)
+            attrs = dict(node.attrs)
+            done[node.key] = node if args == node.args else make(
+                node.op, *args, axes=node.axes, dtype=node.dtype, origin=node.origin, **attrs)
+        return tuple(done[r.key] for r in roots)
+
+    # -- where a node lives ----------------------------------------------------------------
+
+    def _over_loop(self, n: Node) -> bool:
+        return n.op in _KIND_ORDER and n.attr("over") == self.loop
+
+    def _level(self, n: Node) -> int:
+        """How many loops must have finished before ``n`` can be computed."""
+        if n.key not in self.levels:
+            for m in walk(n):
+                level = max((self.levels[a.key] for a in m.args), default=0)
+                if m.op.startswith("stream_"):
+                    level = max(self.levels[a.key] for a in (*m.args[:-1], m.args[-1].args[0]))
+                self.levels[m.key] = level + self._over_loop(m)
+        return self.levels[n.key]
+
+    def _moves(self, n: Node) -> bool:
+        """True when ``n`` changes from one loop iteration to the next."""
+        if n.key not in self.moving:
+            for m in walk(n):
+                self.moving[m.key] = not self._over_loop(m) and (
+                    self.loop in m.axes or m.op == "value"
+                    or any(self.moving[a.key] for a in m.args))
+        return self.moving[n.key]
+
+    def _tile_axes(self, n: Node) -> tuple[str, ...]:
+        axes = [a for a in n.axes if a not in _GRID_AXES]
+        return tuple(sorted(axes, key=lambda a: (a != self.keep, a != self.loop, a)))
+
+    def _out(self, n: Node) -> list[Stmt]:
+        if self._moves(n):
+            return self.bodies[self.current]
+        return self.outer.setdefault(self._level(n), [])
+
+    def _extent(self, axis: str) -> int:
+        if axis in (self.keep, self.loop):
+            return self.schedule.block_m if axis == self.keep else self.schedule.block_n
+        return dict(self.graph.sizes)[{"d": "head_dim", "e": "head_dim_v"}[axis]]
+
+    def _new(self, hint: str, n: Node, dtype: str | None = None) -> str:
+        base = "".join(c if c.isalnum() or c == "_" else "_" for c in hint) or "x"
+        name, count = base, 2
+        while name in self.values:
+            name, count = f"{base}_{count}", count + 1
+        axes = self._tile_axes(n)
+        self.values[name] = Value(name, axes, dtype or n.dtype,
+                                  tuple(self._extent(a) for a in axes), origin=n.origin)
+        return name
+
+    # -- emission ------------------------------------------------------------------------
+
+    def kernel(self) -> Kernel:
+        """The whole kernel: loops in order of the results they finish, then the stores."""
+        self._emit_ranges()
+        for number in range(self._loops()):
+            self._emit_loop(number)
+        self.current = -1
+        for (t, _), root in zip(self.region.outputs, self.roots, strict=True):
+            if self.loop not in root.axes:
+                self._store(t, root)
+        body: list[Stmt] = []
+        for number in sorted({*self.outer, *self.bodies}):
+            body += _merge(self.outer.get(number, []))
+            if number in self.bodies:
+                body.append(Loop(self.loop, "n_begin", "n_end", "n_full_begin", "n_full_end",
+                                 tuple(_merge(self.bodies[number])), origin=self.loop))
+        names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
+        self._param(extent(self.keep))
+        self._param(extent(self.loop))
+        return Kernel(
+            self.region.name, (Grid(self.keep, self.schedule.block_m), Grid("h", 1), Grid("b", 1)),
+            self.keep, self.loop, tuple(self.graph.tensor(n) for n in names),
+            tuple(sorted(self.params.values(), key=lambda p: (p.per_batch, p.name))),
+            tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes)
+
+    def _loops(self) -> int:
+        finished = [self._level(n) for n in walk(*self.roots) if self._over_loop(n)]
+        stores = [self._level(r) + 1 for r in self.roots if self.loop in r.axes]
+        return max([0, *finished, *stores])
+
+    def _emit_ranges(self) -> None:
+        names, exprs = [], []
+        for name, node in (("n_begin", self.range.begin), ("n_end", self.range.end),
+                           ("n_full_begin", self.range.full_begin),
+                           ("n_full_end", self.range.full_end)):
+            names.append(self._new(name, node))
+            exprs.append(self._expr(node, (), top=True))
+        self.outer[0].append(Map(tuple(names), tuple(exprs), (), origin="tiles"))
+
+    def _emit_loop(self, number: int) -> None:
+        self.current, self.local = number, {}
+        self.bodies[number] = []
+        reductions = [n for n in walk(*self.roots)
+                      if self._over_loop(n) and self._level(n) == number + 1]
+        for n in sorted(reductions, key=lambda n: _KIND_ORDER[n.op]):
+            self._accumulate(n)
+        for (t, _), root in zip(self.region.outputs, self.roots, strict=True):
+            if self.loop in root.axes and self._level(root) == number:
+                self._store(t, root)
+
+    def _accumulate(self, n: Node) -> None:
+        """One reduction along the loop: its accumulator, its rescaling, its update."""
+        body = self.bodies[self.current]
+        name = self.running.get(n.key) or self._new(n.origin or "acc", n)
+        kind = n.attr("kind") if n.op == "reduce" else "sum"
+        self.outer.setdefault(self.current, []).append(
+            Fill(name, float("-inf") if kind == "max" else 0.0, origin=n.origin))
+        self.kept[n.key] = name
+        if n.op in ("contract", "stream_contract"):
+            a, b = self._operands(n.args[0], n.args[1])
+            self._rescale(n, name)
+            body.append(Mma(name, a, b, self.loop, True, origin=n.origin))
+            return
+        source = self._emit(n.args[0])
+        self._rescale(n, name)
+        if n.key in self.running:
+            previous = self._new(f"{name}_prev", n)
+            self.local[f"previous {name}"] = previous
+            leaf = value(name, n.axes, n.dtype)
+            body.append(Map((previous,), (leaf,), self._tile_axes(n), origin=n.origin))
+        body.append(Reduce(name, kind, source, self.loop, True, origin=n.origin))
+
+    def _rescale(self, n: Node, name: str) -> None:
+        """acc → acc · exp2(m_prev·c − m·c) when the running maximum moved."""
+        if not n.op.startswith("stream_"):
+            return
+        top = self.running[n.args[-1].key]
+        leaf = value(top, n.args[-1].axes, n.args[-1].dtype)
+        previous = value(self.local[f"previous {top}"], leaf.axes, leaf.dtype)
+        factor = _rescale_factor(n, leaf, previous)
+        alpha = self._emit(factor, "alpha")
+        acc = value(name, n.axes, n.dtype)
+        scaled = make("mul", acc, value(alpha, factor.axes, factor.dtype))
+        self.bodies[self.current].append(
+            Map((name,), (scaled,), self._tile_axes(n), origin=n.origin))
+
+    def _operands(self, a: Node, b: Node) -> tuple[str, str]:
+        """The operand that keeps the kept axis first: its rows are the result's rows."""
+        if self.keep not in a.axes:
+            a, b = b, a
+        if self.keep not in a.axes or self.keep in b.axes:
+            raise VerifyError(f"a product of {a!r} and {b!r}: exactly one operand must carry "
+                              f"the kept axis {self.keep}")
+        if b.op not in ("input", "by_head"):
+            raise VerifyError(f"the column operand of a product must be a tensor, got {b.op} "
+                              f"({b.origin}); write it to a tensor first")
+        return self._emit(a), self._emit(b)
+
+    def _store(self, t: Tensor, root: Node) -> None:
+        if root.op == "cast" and root.dtype == t.dtype:
+            root = root.args[0]  # a store converts to the tensor's type
+        name = self._emit(root, t.name.removeprefix("w_") + "_out")
+        target = (self.bodies[self.current] if self.current >= 0
+                  else self.outer.setdefault(self._level(root), []))
+        target.append(Store(t.name, name, origin=t.name))
+
+    # -- values ----------------------------------------------------------------------------
+
+    def _emit(self, n: Node, hint: str = "") -> str:
+        """Make ``n`` a value, once per place, and return its name."""
+        if n.op == "value":
+            return str(n.attr("name"))
+        memo = self.local if self._moves(n) else self.kept
+        if n.key in memo:
+            return memo[n.key]
+        name = self._compute(n, hint)
+        memo[n.key] = name
+        return name
+
+    def _compute(self, n: Node, hint: str) -> str:
+        out = self._out(n)
+        if n.op in ("input", "by_head"):
+            leaf = n if n.op == "input" else n.args[0]
+            name = self._new(f"{leaf.attr('name')}_tile", n)
+            out.append(Load(name, leaf.attr("name"), origin=n.origin))
+            return name
+        if n.op == "contract":
+            a, b = self._operands(*n.args)
+            name = self._new(hint or n.origin or "product", n)
+            out.append(Mma(name, a, b, n.attr("over"), False, origin=n.origin))
+            return name
+        if n.op == "cast" and n.dtype in ("float16", "bfloat16"):
+            source = self._emit(n.args[0])
+            name = self._new(f"{source}_op", n)
+            out.append(Copy(name, source, origin=n.origin))
+            return name
+        if n.op == "where" and n.args[0].op == "visible":
+            return self._mask(n, out, hint)
+        if OPS[n.op].group != "scalar" and n.op != "visible":
+            raise VerifyError(f"{n.op} ({n.origin}) cannot be computed tile by tile here")
+        axes = self._tile_axes(n)
+        expr = self._expr(n, axes, top=True)
+        name = self._new(hint or self._hint(n), n)
+        out.append(Map((name,), (expr,), axes, origin=n.origin))
+        return name
+
+    def _hint(self, n: Node) -> str:
+        """A readable name for a computed value."""
+        if n.key in self.hints:
+            return self.hints[n.key]
+        base = n.origin or "limit" if n.dtype == "int32" else n.origin or "x"
+        return {"recip0": f"inv_{base}", "mul": f"{base}_scaled"}.get(n.op, base)
+
+    def _mask(self, n: Node, out: list[Stmt], hint: str) -> str:
+        """where(visible, x, c): x everywhere, then c in place, on partial tiles only."""
+        test, x, other = n.args
+        name = self._emit(x, hint)
+        axes = self._tile_axes(n)
+        if self.uses.get(x.key, 0) > 1 or self._tile_axes(x) != axes:
+            source, name = value(name, x.axes, x.dtype), self._new(hint or n.origin or "masked", n)
+            out.append(Map((name,), (source,), axes, origin=n.origin))
+        seen = self._expr(test.args[0], axes, top=True)
+        expr = make("where", seen, value(name, n.axes, n.dtype), other)
+        out.append(Map((name,), (expr,), axes, when="partial", origin=n.origin))
+        return name
+
+    def _expr(self, n: Node, axes: tuple[str, ...], top: bool = False) -> Node:
+        """``n`` as an expression over values: what varies along fewer axes is computed apart."""
+        if n.op == "param":
+            self._param(n)
+            return n
+        if not n.args or n.op == "value":
+            return n if n.op != "input" else self._ref(n)
+        if OPS[n.op].group != "scalar" or (n.op == "where" and n.args[0].op == "visible"):
+            return self._ref(n)
+        own = self._tile_axes(n)
+        if not top:
+            if n.key in self.local or n.key in self.kept:
+                return self._ref(n)
+            fewer = len(own) < len(axes)
+            column = fewer and own and own[0] != self.keep
+            shared = self.uses.get(n.key, 0) > 1 and not OPS[n.op].cheap
+            if (fewer and not (column and _is_cheap(n))) or shared:
+                return self._ref(n)
+        from .node import rebuild
+        return rebuild(n, tuple(self._expr(a, axes) for a in n.args))
+
+    def _ref(self, n: Node) -> Node:
+        return value(self._emit(n), n.axes, n.dtype)
+
+    def _param(self, n: Node) -> None:
+        name = n.attr("name")
+        self.params[name] = Param(name, "b" in n.axes, n.dtype)
+
+
+def _is_cheap(n: Node) -> bool:
+    return all(OPS[m.op].cheap for m in walk(n))
+
+
+def _rescale_factor(n: Node, leaf: Node, previous: Node) -> Node:
+    """exp2(x·c − m·c) relative to m → exp2(m_prev·c − m·c), from the operand's own exponential."""
+    found = {m.args[0].args[1]: m.op for m in walk(*n.args[:-1])
+             if m.op in ("exp", "exp2") and m.args[0].op == "sub"
+             and any(w is leaf for w in walk(m.args[0].args[1]))}
+    if len(found) != 1:
+        raise VerifyError(f"{n.op} ({n.origin}): its operand must be relative to the running "
+                          f"maximum through one exponential, found {len(found)}")
+    shift, op = next(iter(found.items()))
+    before = substitute(shift, {make("finite_or_zero", leaf): previous, leaf: previous})
+    return make(op, make("sub", before, shift), origin="alpha")
+
+
+def _merge(body: list[Stmt]) -> list[Stmt]:
+    """Neighbouring Maps over the same axes become one statement."""
+    out: list[Stmt] = []
+    for stmt in body:
+        last = out[-1] if out else None
+        if isinstance(stmt, Map) and isinstance(last, Map) and last.axes == stmt.axes \
+                and last.when == stmt.when and last.origin != "tiles":
+            origins = dict.fromkeys(o for o in (*last.origin.split(", "), stmt.origin) if o)
+            out[-1] = Map(last.dsts + stmt.dsts, last.exprs + stmt.exprs, stmt.axes, stmt.when,
+                          origin=", ".join(origins))
+        else:
+            out.append(stmt)
+    return out

@@ -1,0 +1,227 @@
+"""Nodes: typed, immutable, hash-consed expressions over named axes.
+
+One class serves tensors ("contract q and k over d") and the scalar expressions inside tile
+statements. Equal nodes are the same object, so ``is`` is structural equality and common
+subexpressions are shared by construction. Axes are letters: ``b`` batch, ``h`` query heads, ``g``
+key/value heads, ``i`` queries, ``j`` keys, ``d`` head_dim, ``e`` head_dim_v.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ..errors import VerifyError
+from .ops import FLOATS, OPS
+
+AXES = "bhgijde"
+_RANK = {"bool": 0, "int32": 1, "int64": 2, "float16": 3, "bfloat16": 3, "float32": 4, "float64": 5}
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Node:
+    """An operation applied to operands; ``origin`` says which source construct it came from."""
+
+    op: str
+    args: tuple[Node, ...]
+    attrs: tuple[tuple[str, Hashable], ...]
+    axes: tuple[str, ...]
+    dtype: str
+    key: str = field(repr=False)
+    origin: str = ""
+
+    def attr(self, name: str) -> Any:
+        """Value of a named attribute. Raises KeyError when the op has no such attribute."""
+        for key, value in self.attrs:
+            if key == name:
+                return value
+        raise KeyError(f"{self.op} has no attribute {name!r}")
+
+    @property
+    def is_const(self) -> bool:
+        return self.op == "const"
+
+    def __repr__(self) -> str:
+        inside = ", ".join([*(repr(a) for a in self.args), *(f"{k}={v}" for k, v in self.attrs)])
+        return f"{self.op}({inside})"
+
+
+_interned: WeakValueDictionary[str, Node] = WeakValueDictionary()
+
+
+def _encode(value: Hashable) -> str:
+    return value.hex() if isinstance(value, float) else repr(value)
+
+
+def _intern(op: str, args: tuple[Node, ...], attrs: dict[str, Hashable], axes: Iterable[str],
+            dtype: str, origin: str) -> Node:
+    items = tuple(sorted(attrs.items()))
+    ordered = tuple(a for a in AXES if a in set(axes))
+    text = "|".join([op, dtype, "".join(ordered), *(a.key for a in args),
+                     *(f"{k}={_encode(v)}" for k, v in items)])
+    key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    node = _interned.get(key)
+    if node is None:
+        node = Node(op, args, items, ordered, dtype, key, origin)
+        _interned[key] = node
+    return node
+
+
+# -- leaves -----------------------------------------------------------------------------------
+
+
+def const(value: float | int | bool, dtype: str | None = None) -> Node:
+    """A number. Without ``dtype``: bool, int32 or float32 after the Python type."""
+    if dtype is None:
+        dtype = "bool" if isinstance(value, bool) else (
+            "int32" if isinstance(value, int) else "float32")
+    number: float | int | bool = (
+        bool(value) if dtype == "bool" else float(value) if dtype in FLOATS else int(value))
+    return _intern("const", (), {"value": number}, (), dtype, "")
+
+
+def idx(axis: str) -> Node:
+    """The index along ``axis``, int32."""
+    return _intern("idx", (), {"axis": axis}, (axis,), "int32", "")
+
+
+def param(name: str, axes: Iterable[str] = (), dtype: str = "int32") -> Node:
+    """A run-time number; with axes ``b`` it may differ per batch entry."""
+    return _intern("param", (), {"name": name}, axes, dtype, "")
+
+
+def tensor(name: str, axes: Iterable[str], dtype: str) -> Node:
+    """A tensor in device memory."""
+    return _intern("input", (), {"name": name}, axes, dtype, name)
+
+
+def value(name: str, axes: Iterable[str], dtype: str) -> Node:
+    """A reference to a tile value inside a statement."""
+    return _intern("value", (), {"name": name}, axes, dtype, "")
+
+
+def first(axis: str) -> Node:
+    """First index of the current tile along ``axis``."""
+    return _intern("first", (), {"axis": axis}, (), "int32", "")
+
+
+def last(axis: str) -> Node:
+    """Last index of the current tile along ``axis`` that lies inside the tensor."""
+    return _intern("last", (), {"axis": axis}, (), "int32", "")
+
+
+# -- operations -------------------------------------------------------------------------------
+
+
+def _common(args: tuple[Node, ...]) -> str:
+    return max((a.dtype for a in args), key=lambda t: _RANK[t])
+
+
+def _retype_constants(op: str, args: tuple[Node, ...]) -> tuple[Node, ...]:
+    """A number takes the type of what it meets, so 0.5 stays exact in a float64 graph."""
+    start = 1 if op == "where" else 0
+    others = [a.dtype for a in args[start:] if not a.is_const]
+    if not others or OPS[op].group != "scalar" or op == "cast":
+        return args
+    dtype = max(others, key=lambda t: _RANK[t])
+    return tuple(
+        const(a.attr("value"), dtype)
+        if n >= start and a.is_const and a.dtype != dtype and a.dtype != "bool"
+        and (dtype in FLOATS or a.dtype not in FLOATS) else a
+        for n, a in enumerate(args))
+
+
+def make(op: str, *args: Node, origin: str = "", axes: Iterable[str] | None = None,
+         dtype: str | None = None, **attrs: Hashable) -> Node:
+    """Build (or find) the node ``op(args)``; axes and dtype follow the op's row unless given.
+
+    Raises VerifyError for an unknown op or a wrong number of operands.
+    """
+    info = OPS.get(op)
+    if info is None or len(args) != info.arity:
+        raise VerifyError(f"{op} takes {info.arity if info else 'no known number of'} operands, "
+                          f"got {len(args)}")
+    args = _retype_constants(info.name, args)
+    if info.commutative and args[0].key > args[1].key and not args[1].is_const:
+        args = (args[1], args[0])
+    if info.commutative and args[0].is_const and not args[1].is_const:
+        args = (args[1], args[0])  # constants stand on the right
+    if axes is None:
+        axes = {a for arg in args for a in arg.axes}
+    if dtype is None:
+        typed = args[1:] if op == "where" else args
+        dtype = "bool" if info.result == "bool" else _common(typed) if typed else "float32"
+        if info.result == "float" and dtype not in FLOATS:
+            dtype = "float32"
+    origin = origin or next((a.origin for a in args if a.origin), "")
+    return _intern(op, args, attrs, axes, dtype, origin)
+
+
+def cast(x: Node, dtype: str) -> Node:
+    """``x`` as ``dtype``; nothing when it has it already."""
+    return x if x.dtype == dtype else make("cast", x, dtype=dtype)
+
+
+def contract(a: Node, b: Node, over: str, dtype: str = "float32", origin: str = "") -> Node:
+    """Σ over the axis ``over`` of a·b, accumulated in ``dtype``."""
+    axes = (set(a.axes) | set(b.axes)) - {over}
+    return make("contract", a, b, axes=axes, dtype=dtype, over=over, origin=origin)
+
+
+def reduce(kind: str, x: Node, over: str, origin: str = "") -> Node:
+    """Sum, max or log-sum-exp (``lse``) of ``x`` along ``over``; of nothing: 0, −inf, −inf."""
+    return make("reduce", x, axes=set(x.axes) - {over}, kind=kind, over=over, origin=origin)
+
+
+def by_head(x: Node, heads: tuple[int, ...], origin: str = "") -> Node:
+    """Repeat the key/value axis ``g`` along query heads: result[h] = x[heads[h]]."""
+    axes = (set(x.axes) - {"g"}) | {"h"}
+    return make("by_head", x, axes=axes, map=heads, origin=origin or x.origin)
+
+
+# -- walking ----------------------------------------------------------------------------------
+
+
+def walk(*roots: Node) -> Iterator[Node]:
+    """Every node reachable from the roots, operands before users, each once."""
+    seen: set[str] = set()
+    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            yield node
+        elif node.key not in seen:
+            seen.add(node.key)
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.args))
+
+
+def rebuild(node: Node, args: tuple[Node, ...]) -> Node:
+    """``node`` with other operands; axes and dtype as before unless the operands changed them."""
+    if all(x is y for x, y in zip(args, node.args, strict=True)):
+        return node
+    attrs = dict(node.attrs)
+    if OPS[node.op].group == "tensor":
+        return make(node.op, *args, axes=node.axes, dtype=node.dtype, origin=node.origin, **attrs)
+    dtype = node.dtype if node.op == "cast" else None
+    return make(node.op, *args, dtype=dtype, origin=node.origin, **attrs)
+
+
+def substitute(root: Node, table: dict[Node, Node]) -> Node:
+    """``root`` with every node of ``table`` replaced."""
+    done: dict[str, Node] = {}
+    for node in walk(root):
+        if node in table:
+            done[node.key] = table[node]
+        else:
+            done[node.key] = rebuild(node, tuple(done[a.key] for a in node.args))
+    return done[root.key]
+
+
+def is_number(node: Node, number: float) -> bool:
+    """True for the constant ``number``."""
+    return node.op == "const" and not math.isnan(number) and node.attr("value") == number

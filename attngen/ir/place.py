@@ -1,0 +1,213 @@
+"""Placement: every value gets a space, every copy a path, shared memory its offsets.
+
+    Load q; Loop: Load k; s = q·k; p = …; p_op = copy p; acc += p_op·v        (mma)
+  →   q, k, v in swizzled shared memory behind a ring of asynchronous copies;
+      s, p, acc in fragments; p_op packed in registers as the next product's A operand
+
+On CUDA cores (simt) p goes through shared memory instead; on a CPU values are arrays over lanes and
+the column operand is read in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import ScheduleError, VerifyError
+from .graph import Graph
+from .registers import registers
+from .ring import ring
+from .schedule import Limits
+from .stmt import (Barrier, Copy, Kernel, LaneReduce, Load, Loop, Map, Mma, Reduce, Stmt,
+                   Value, reads, rewrite_body, statements, writes)
+
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
+_PAD = {"mma": 16, "simt": 8, "cpu": 1}
+
+
+def place(graph: Graph, limits: Limits) -> Graph:
+    """Place every kernel of a tiled graph for its schedule's engine.
+
+    Raises ScheduleError, with the arithmetic, when a tile does not fit the target.
+    """
+    return replace(graph, stage="placed",
+                   kernels=tuple(_place(k, limits) for k in graph.tiles))
+
+
+def _place(kernel: Kernel, limits: Limits) -> Kernel:
+    engine = kernel.schedule.engine
+    if engine == "cpu":
+        return replace(_cpu(kernel), stage="placed")
+    if engine == "simt":
+        kernel = _through_shared(kernel)
+    kernel = replace(kernel, values=tuple(_gpu_value(kernel, v) for v in kernel.values))
+    kernel = ring(_finish_lanes(kernel))
+    kernel = _offsets(_drop_unused(kernel), limits)
+    return replace(kernel, registers=registers(kernel), stage="placed")
+
+
+# -- uses ---------------------------------------------------------------------------------------
+
+
+def _loaded(kernel: Kernel) -> set[str]:
+    return {s.dst for s in statements(kernel.body) if isinstance(s, Load)}
+
+
+def _operands(kernel: Kernel, slot: str) -> set[str]:
+    return {getattr(s, slot) for s in statements(kernel.body) if isinstance(s, Mma)}
+
+
+def _drop_unused(kernel: Kernel) -> Kernel:
+    used = {n for s in statements(kernel.body) for n in (*reads(s), *writes(s))}
+    return replace(kernel, values=tuple(v for v in kernel.values if v.name in used))
+
+
+# -- CPU ----------------------------------------------------------------------------------------
+
+
+def _cpu(kernel: Kernel) -> Kernel:
+    """Arithmetic is in float32 or float64 throughout, so copies to storage types fall away."""
+    renamed = {s.dst: s.src for s in statements(kernel.body) if isinstance(s, Copy)}
+
+    def change(stmt: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(stmt, Copy):
+            return ()
+        if isinstance(stmt, Mma):
+            return (replace(stmt, a=renamed.get(stmt.a, stmt.a)),)
+        return (stmt,)
+
+    kernel = replace(kernel, body=rewrite_body(kernel.body, change))
+    loaded, columns = _loaded(kernel), _operands(kernel, "b")
+    values = []
+    for v in _drop_unused(kernel).values:
+        exact = v.dtype not in ("float16", "bfloat16")
+        if not v.axes:
+            space = "scalar"
+        elif v.name in loaded and v.name in columns:
+            space = "view" if exact else "rows"
+        elif len(v.axes) == 1:
+            space = "row" if v.axes[0] == kernel.keep else "column"
+        else:
+            space = "array"
+        values.append(replace(v, space=space, dtype=v.dtype if exact else "float32"))
+    return replace(kernel, values=tuple(values))
+
+
+# -- GPU ----------------------------------------------------------------------------------------
+
+
+def _gpu_value(kernel: Kernel, v: Value) -> Value:
+    pad = _PAD[kernel.schedule.engine]
+    shape = tuple(-(-n // pad) * pad if a in ("d", "e") else n
+                  for a, n in zip(v.axes, v.shape, strict=True))
+    v = replace(v, shape=shape)
+    if v.space:
+        return v
+    if not v.axes:
+        return replace(v, space="scalar")
+    if len(v.axes) == 1:
+        return replace(v, space="row" if v.axes[0] == kernel.keep else "column")
+    if v.name in _loaded(kernel) and v.name in _operands(kernel, "a") | _operands(kernel, "b"):
+        return replace(v, space="shared", panel=_panel(v), stages=_stages(kernel, v))
+    copied = any(isinstance(s, Copy) and s.dst == v.name for s in statements(kernel.body))
+    return replace(v, space="operand" if copied else "fragment")
+
+
+def _panel(v: Value) -> int:
+    """Columns of a swizzled panel: 128, 64 or 32 bytes, the widest that divides the row."""
+    for row_bytes in (128, 64, 32):
+        columns = row_bytes // BYTES[v.dtype]
+        if v.shape[-1] % columns == 0:
+            return columns
+    raise VerifyError(f"{v.name}: {v.shape[-1]} columns of {v.dtype} are no multiple of 32 bytes")
+
+
+def _stages(kernel: Kernel, v: Value) -> int:
+    """Ring depth, by order of first use in a product inside the loop."""
+    if kernel.loop not in v.axes:
+        return 1
+    order: list[str] = []
+    loaded = _loaded(kernel)
+    for s in statements(kernel.body):
+        if isinstance(s, Mma):
+            order += [n for n in (s.a, s.b) if n in loaded and n not in order
+                      and kernel.loop in kernel.value(n).axes]
+    stages = kernel.schedule.stages
+    return stages[min(order.index(v.name), len(stages) - 1)]
+
+
+def _through_shared(kernel: Kernel) -> Kernel:
+    """acc += p·v  →  p_s = copy p; barrier warp; acc += p_s·v, for a computed row operand."""
+    loaded = _loaded(kernel)
+    added: dict[str, Value] = {}
+
+    def change(stmt: Stmt) -> tuple[Stmt, ...]:
+        if not isinstance(stmt, Mma) or stmt.a in loaded:
+            return (stmt,)
+        source = kernel.value(stmt.a)
+        if source.dtype != "float32":
+            raise VerifyError(f"{source.name} is {source.dtype}: CUDA cores take float32 tensors")
+        v = replace(source, name=f"{source.name}_s", space="shared", stages=1)
+        added[v.name] = replace(v, panel=_panel(v))
+        return (Copy(v.name, source.name, origin=stmt.origin), Barrier("warp"),
+                replace(stmt, a=v.name))
+
+    body = rewrite_body(kernel.body, change)
+    return replace(kernel, body=body, values=kernel.values + tuple(added.values()))
+
+
+def _finish_lanes(kernel: Kernel) -> Kernel:
+    """A sum only read after the loop is finished across lanes there.
+
+        Loop: l = l·α; l += Σ p     →     Loop: the same per thread;  l = sum of l across lanes
+    """
+    body: list[Stmt] = []
+    for stmt in kernel.body:
+        if not isinstance(stmt, Loop):
+            body.append(stmt)
+            continue
+        late = [s for s in stmt.body if isinstance(s, Reduce) and s.kind == "sum"
+                and all(_only_rescales(t, s.dst) for t in stmt.body if s.dst in reads(t))]
+        new = tuple(replace(s, lanes="later") if s in late else s for s in stmt.body)
+        body += [replace(stmt, body=new),
+                 *(LaneReduce(s.dst, s.kind, origin=s.origin) for s in late)]
+    return replace(kernel, body=tuple(body))
+
+
+def _only_rescales(stmt: Stmt, name: str) -> bool:
+    """True for the accumulation itself and for name = name · (something without name)."""
+    if isinstance(stmt, Reduce):
+        return stmt.dst == name and stmt.src != name
+    if not isinstance(stmt, Map):
+        return False
+    from .node import walk
+    for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True):
+        found = sum(n.op == "value" and n.attr("name") == name for n in walk(expr))
+        linear = expr.op == "mul" and any(
+            a.op == "value" and a.attr("name") == name for a in expr.args)
+        if found and not (dst == name and found == 1 and linear):
+            return False
+    return True
+
+
+def tile_bytes(v: Value) -> int:
+    """Shared memory of all stages of a value."""
+    return v.stages * v.shape[0] * v.shape[1] * BYTES[v.dtype]
+
+
+def _offsets(kernel: Kernel, limits: Limits) -> Kernel:
+    total = 0
+    values = []
+    for v in kernel.values:
+        if v.space == "shared":
+            v = replace(v, offset=total)
+            total += tile_bytes(v)
+        values.append(v)
+    if total > limits.shared_bytes:
+        raise ScheduleError(
+            f"tile {kernel.schedule.block_m} x {kernel.schedule.block_n} needs {total} B of "
+            f"shared memory, the target allows {limits.shared_bytes} B", where=kernel.name,
+            numbers=" + ".join(f"{v.name} {tile_bytes(v)} ({v.stages} x {v.shape[0]} x "
+                               f"{v.shape[1]} {v.dtype})" for v in values if v.space == "shared"),
+            remedy=f"Try block_n={kernel.schedule.block_n // 2} or fewer stages, or leave the "
+                   "schedule out to let the heuristic pick a legal one.")
+    return replace(kernel, values=tuple(values), shared_bytes=total)

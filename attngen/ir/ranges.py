@@ -1,0 +1,181 @@
+"""Which tiles of the loop axis a predicate leaves visible, in closed form.
+
+A predicate is split into what bounds the loop index and the rest:
+
+    (kv_offset + j ≤ q_offset + i) ∧ (j < kv_len) ∧ rest
+  →   lower(i) ≤ j < upper(i) ∧ rest,   upper = min(kv_len, q_offset − kv_offset + i + 1)
+
+Interval arithmetic over the row tile turns the bounds into tile ranges: outside [begin, end) no
+key is visible to any row, inside [full_begin, full_end) every key is visible to every row. A rest
+that no bound expresses keeps tiles from being full, never from being visited. With the axes
+swapped the same function serves the transposed loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .algebra import simplify
+from .interval import interval
+from .node import Node, const, idx, make
+from .ops import FLOATS
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``lower`` ≤ index < ``upper`` ∧ ``rest``; absent parts are None."""
+
+    lower: Node | None
+    upper: Node | None
+    rest: Node | None
+
+    def predicate(self, axis: str) -> Node:
+        """The same condition as one expression."""
+        parts = []
+        if self.upper is not None:
+            parts.append(make("lt", idx(axis), self.upper, origin=self.upper.origin))
+        if self.lower is not None:
+            parts.append(make("le", self.lower, idx(axis), origin=self.lower.origin))
+        if self.rest is not None:
+            parts.append(self.rest)
+        out = const(True)
+        for part in parts:
+            out = make("and", out, part)
+        return simplify(out)
+
+
+@dataclass(frozen=True)
+class TileRange:
+    """Tile numbers as scalar expressions."""
+
+    begin: Node
+    end: Node
+    full_begin: Node
+    full_end: Node
+
+
+def solve(predicate: Node, axis: str) -> Bounds:
+    """Split a predicate into bounds on the index of ``axis`` and the rest."""
+    lower: list[Node] = []
+    upper: list[Node] = []
+    rest: list[Node] = []
+    for part in _conjuncts(predicate):
+        if part.is_const and part.attr("value"):
+            continue
+        found = _comparison(part, axis)
+        if found is None:
+            rest.append(part)
+            continue
+        for kind, bound in found:
+            (lower if kind == "lower" else upper).append(bound)
+    return Bounds(_join("max", lower), _join("min", upper), _join("and", rest))
+
+
+def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
+               all_tiles: bool = False) -> TileRange:
+    """Ranges of ``block``-wide tiles of ``axis`` for one tile of ``keep``.
+
+    ``extent`` is the length of the axis. ``all_tiles`` visits every tile, as a kernel that writes
+    them must.
+    """
+    zero, width = const(0), const(block)
+    low_any = low_all = zero
+    high_any = high_all = extent
+    if bounds.lower is not None:
+        least, greatest = interval(bounds.lower, keep)
+        low_any = make("max", least, zero) if least is not None else zero
+        low_all = make("max", greatest, zero) if greatest is not None else extent
+    if bounds.upper is not None:
+        least, greatest = interval(bounds.upper, keep)
+        high_any = make("min", greatest, extent) if greatest is not None else extent
+        high_all = make("min", least, extent) if least is not None else zero
+    if bounds.rest is not None:
+        low_all = high_all = zero
+    if all_tiles:
+        low_any, high_any = zero, extent
+    up = const(block - 1)
+    return TileRange(
+        begin=simplify(make("floordiv", low_any, width)),
+        end=simplify(make("floordiv", make("add", high_any, up), width)),
+        full_begin=simplify(make("floordiv", make("add", low_all, up), width)),
+        full_end=simplify(make("floordiv", high_all, width)),
+    )
+
+
+def _conjuncts(n: Node) -> list[Node]:
+    return _conjuncts(n.args[0]) + _conjuncts(n.args[1]) if n.op == "and" else [n]
+
+
+def _join(op: str, parts: list[Node]) -> Node | None:
+    if not parts:
+        return None
+    out = parts[0]
+    for part in parts[1:]:
+        out = make(op, out, part, origin=out.origin)
+    return simplify(out)
+
+
+def _comparison(n: Node, axis: str) -> list[tuple[str, Node]] | None:
+    """a < b, a ≤ b or a = b as bounds on the index, when it enters with coefficient ±1."""
+    if n.op not in ("lt", "le", "eq") or any(a.dtype in FLOATS for a in n.args):
+        return None
+    terms = _Linear()
+    if not terms.add(n.args[0], 1, axis) or not terms.add(n.args[1], -1, axis):
+        return None
+    # terms + coefficient·index  (< | ≤ | =)  0
+    if terms.coefficient == 1:
+        edge = terms.total(-1)
+        if n.op == "lt":
+            return [("upper", edge)]
+        above = simplify(make("add", edge, const(1)))
+        return [("upper", above)] if n.op == "le" else [("upper", above), ("lower", edge)]
+    if terms.coefficient == -1:
+        edge = terms.total(1)
+        if n.op == "le":
+            return [("lower", edge)]
+        above = simplify(make("add", edge, const(1)))
+        return [("lower", above)] if n.op == "lt" else [("lower", edge), ("upper", above)]
+    return None
+
+
+class _Linear:
+    """Σ coefficient·term + constant, with the loop index kept apart."""
+
+    def __init__(self) -> None:
+        self.coefficient = 0
+        self.constant = 0
+        self.terms: dict[Node, int] = {}
+
+    def add(self, n: Node, factor: int, axis: str) -> bool:
+        """Add factor·n; False when the index enters in a way that is not linear."""
+        if n.is_const:
+            self.constant += factor * int(n.attr("value"))
+        elif n.op == "idx" and n.attr("axis") == axis:
+            self.coefficient += factor
+        elif n.op == "add":
+            return self.add(n.args[0], factor, axis) and self.add(n.args[1], factor, axis)
+        elif n.op == "sub":
+            return self.add(n.args[0], factor, axis) and self.add(n.args[1], -factor, axis)
+        elif n.op == "neg":
+            return self.add(n.args[0], -factor, axis)
+        elif n.op == "mul" and n.args[1].is_const:
+            return self.add(n.args[0], factor * int(n.args[1].attr("value")), axis)
+        elif axis in n.axes:
+            return False
+        else:
+            self.terms[n] = self.terms.get(n, 0) + factor
+        return True
+
+    def total(self, sign: int) -> Node:
+        """sign·(terms + constant) as an expression, positive terms first."""
+        scaled = [(n, c * sign) for n, c in self.terms.items() if c]
+        scaled.sort(key=lambda item: (item[1] < 0, item[0].op == "idx", item[0].key))
+        out: Node | None = None
+        for n, c in scaled:
+            term = n if abs(c) == 1 else make("mul", n, const(abs(c)))
+            if out is None:
+                out = term if c > 0 else make("neg", term)
+            else:
+                out = make("add" if c > 0 else "sub", out, term)
+        shift = const(self.constant * sign)
+        return simplify(shift if out is None else make("add", out, shift))

@@ -1,0 +1,70 @@
+"""Schedules: which tile sizes a kernel is built with, and which of them a target can run.
+
+A heuristic only ever picks legal schedules; an explicit one that is not legal is refused with the
+arithmetic when it is placed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .stmt import Schedule
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a target offers: shared memory per block and per multiprocessor, in bytes."""
+
+    shared_bytes: int
+    shared_per_sm: int
+    tensor_cores: bool = True
+
+
+def engine_for(dtype: str, cpu: bool) -> str:
+    """The engine that multiplies tensors of ``dtype``."""
+    if cpu:
+        return "cpu"
+    return "mma" if dtype in ("float16", "bfloat16") else "simt"
+
+
+def shared_need(schedule: Schedule, head_dim: int, head_dim_v: int) -> int:
+    """Shared memory of the fused forward kernel, in bytes."""
+    size, pad = (2, 16) if schedule.engine == "mma" else (4, 8)
+    d, e = -(-head_dim // pad) * pad, -(-head_dim_v // pad) * pad
+    k_stages, v_stages = schedule.stages[0], schedule.stages[-1]
+    through = schedule.block_m * schedule.block_n if schedule.engine == "simt" else 0
+    return size * (schedule.block_m * d + schedule.block_n * (k_stages * d + v_stages * e)
+                   + through)
+
+
+# (widest head_dim, schedule), best first; the first that fits the target is taken.
+_MMA = (
+    (64, Schedule(128, 128, 4, (2, 1))),
+    (128, Schedule(128, 64, 4, (2, 1))),
+    (128, Schedule(128, 64, 4, (1, 1))),
+    (128, Schedule(128, 32, 4, (2, 1))),
+    (256, Schedule(128, 64, 8, (2, 1))),
+    (256, Schedule(128, 64, 8, (1, 1))),
+    (256, Schedule(64, 64, 4, (1, 1))),
+    (256, Schedule(64, 32, 4, (1, 1))),
+)
+_SIMT = (
+    (64, Schedule(64, 64, 4, (1, 1), engine="simt")),
+    (128, Schedule(64, 32, 4, (1, 1), engine="simt")),
+    (256, Schedule(32, 32, 4, (1, 1), engine="simt")),
+    (256, Schedule(32, 16, 4, (1, 1), engine="simt")),
+)
+
+
+def choose(engine: str, head_dim: int, head_dim_v: int, limits: Limits,
+           vector_bytes: int = 16) -> Schedule:
+    """The first legal schedule of the engine's table."""
+    from dataclasses import replace
+    if engine == "cpu":
+        return Schedule(64, 64, 1, (1,), engine="cpu", vector_bytes=vector_bytes)
+    table = _MMA if engine == "mma" else _SIMT
+    widest = max(head_dim, head_dim_v)
+    for limit, schedule in table:
+        if widest <= limit and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
+            return replace(schedule, vector_bytes=vector_bytes)
+    return replace(table[-1][1], vector_bytes=vector_bytes)

@@ -1,0 +1,70 @@
+"""Translation validation: the graph before and after a pass computes the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import VerifyError
+from .eval_tensor import interpret_tensors
+from .eval_tile import interpret_tiles
+from .graph import Graph
+from .node import AXES, walk
+
+Array = np.ndarray[Any, Any]
+
+
+def small_problem(graph: Graph, seed: int = 0, seqlen_q: int = 37, seqlen_k: int = 53,
+                  ) -> tuple[dict[str, Array], dict[str, Any], dict[str, int]]:
+    """Random inputs, run-time numbers and axis lengths for a graph's compile-time sizes."""
+    rng = np.random.default_rng(seed)
+    sizes = dict(graph.sizes)
+    extents = {"b": 2, "h": sizes["heads"], "g": sizes["groups"], "i": seqlen_q, "j": seqlen_k,
+               "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
+    inputs = {t.name: rng.normal(size=[extents[a] for a in t.axes])
+              for t in graph.tensors if t.role == "input"}
+    params = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k,
+              "q_offset": np.array([seqlen_k - seqlen_q, 5]), "kv_offset": np.array([0, -3]),
+              "kv_len": np.array([seqlen_k, max(seqlen_k - 9, 0)])}
+    for name in _params(graph):
+        params.setdefault(name, np.array([3, 5]))
+    assert set(extents) == set(AXES)
+    return inputs, params, extents
+
+
+def _params(graph: Graph) -> set[str]:
+    if graph.stage in ("math", "fused"):
+        return {n.attr("name") for r in graph.regions for n in walk(*r.roots) if n.op == "param"}
+    return {p.name for k in graph.tiles for p in k.params}
+
+
+def run_graph(graph: Graph, inputs: dict[str, Array], params: dict[str, Any],
+              extents: dict[str, int]) -> dict[str, Array]:
+    """Interpret a graph of any stage in float64; returns its outputs."""
+    if graph.stage in ("math", "fused"):
+        out = interpret_tensors(graph, inputs, params, extents, rounding=True)
+    else:
+        out, _ = interpret_tiles(graph, inputs, params, extents)
+    return {t.name: out[t.name] for t in graph.tensors if t.role == "output"}
+
+
+def check_same(name: str, before: Graph, after: Graph) -> None:
+    """Compare both graphs on one small problem. Raises VerifyError with the largest difference.
+
+    Where values are rounded to a storage type differs between formulations, so graphs that round
+    agree to that type's precision only.
+    """
+    inputs, params, extents = small_problem(before)
+    first = run_graph(before, inputs, params, extents)
+    second = run_graph(after, inputs, params, extents)
+    dtypes = {t.dtype for t in before.tensors}
+    tolerance = 4e-2 if "bfloat16" in dtypes else 5e-3 if "float16" in dtypes else 1e-5 \
+        if "float32" in dtypes else 1e-10
+    for key, expected in first.items():
+        got = second[key]
+        same = np.isclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=False)
+        if not np.all(same):
+            worst = np.unravel_index(np.argmax(~same), same.shape)
+            raise VerifyError(f"pass {name} changed {key}: {expected[worst]} before, "
+                              f"{got[worst]} after, at {tuple(int(n) for n in worst)}")
