@@ -31,7 +31,8 @@ def fold(n: Node) -> Node | None:
 
 
 def identity(n: Node) -> Node | None:
-    """x+0 → x; x·1 → x; x/1 → x; −−x → x; ¬¬x → x; true∧x → x; min(x, x) → x; where(true, x, y) → x"""
+    """x+0 → x; x·1 → x; x/1 → x; −−x → x; ¬¬x → x; true∧x → x; min(x, x) → x;
+    where(true, x, y) → x"""
     a = n.args
     if n.op in ("add", "sub") and is_number(a[1], 0):
         return a[0]

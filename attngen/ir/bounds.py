@@ -57,7 +57,7 @@ def past_end(n: Node, loop: str) -> float | bool | None:
     inputs is.
     """
     if n.is_const:
-        return n.attr("value")  # type: ignore[no-any-return]
+        return n.attr("value")
     if loop not in n.axes:
         return None
     if n.op in ("input", "by_head"):

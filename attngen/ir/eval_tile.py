@@ -19,8 +19,25 @@ from .eval_tensor import round_to
 from .graph import Graph
 from .node import Node
 from .ops import SCALAR_OPS
-from .stmt import (Barrier, Commit, Copy, Fill, Issue, Kernel, LaneReduce, Load, Loop, Map, Mma,
-                   Reduce, Stmt, Store, Tensor, Value, Wait)
+from .stmt import (
+    Barrier,
+    Commit,
+    Copy,
+    Fill,
+    Issue,
+    Kernel,
+    LaneReduce,
+    Load,
+    Loop,
+    Map,
+    Mma,
+    Reduce,
+    Stmt,
+    Store,
+    Tensor,
+    Value,
+    Wait,
+)
 
 Array = np.ndarray[Any, Any]
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}

@@ -11,11 +11,28 @@ from __future__ import annotations
 from ..errors import VerifyError
 from .bounds import add_bounds, extent
 from .graph import Graph, Region
-from .node import Node, const, make, substitute, value, walk
+from .node import Node, const, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
 from .ranges import Bounds, TileRange, solve, tile_range
-from .stmt import (Copy, Fill, Grid, Kernel, Load, Loop, Map, Mma, Param, Reduce, Schedule, Stmt,
-                   Store, Tensor, Value)
+from .stmt import (
+    Copy,
+    Fill,
+    Grid,
+    Kernel,
+    Load,
+    Loop,
+    Map,
+    Mma,
+    Param,
+    Reduce,
+    Schedule,
+    Stmt,
+    Store,
+    Tensor,
+    Value,
+    merge_maps,
+)
+from .stream import rescale_factor
 
 _GRID_AXES = ("b", "h", "g")
 _KIND_ORDER = {"reduce": 0, "stream_sum": 1, "stream_contract": 2, "contract": 3}
@@ -149,10 +166,10 @@ class _Lowering:
                 self._store(t, root)
         body: list[Stmt] = []
         for number in sorted({*self.outer, *self.bodies}):
-            body += _merge(self.outer.get(number, []))
+            body += merge_maps(self.outer.get(number, []))
             if number in self.bodies:
                 body.append(Loop(self.loop, "n_begin", "n_end", "n_full_begin", "n_full_end",
-                                 tuple(_merge(self.bodies[number])), origin=self.loop))
+                                 tuple(merge_maps(self.bodies[number])), origin=self.loop))
         names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
         self._param(extent(self.keep))
         self._param(extent(self.loop))
@@ -216,7 +233,7 @@ class _Lowering:
         top = self.running[n.args[-1].key]
         leaf = value(top, n.args[-1].axes, n.args[-1].dtype)
         previous = value(self.local[f"previous {top}"], leaf.axes, leaf.dtype)
-        factor = _rescale_factor(n, leaf, previous)
+        factor = rescale_factor(n, leaf, previous)
         alpha = self._emit(factor, "alpha")
         acc = value(name, n.axes, n.dtype)
         scaled = make("mul", acc, value(alpha, factor.axes, factor.dtype))
@@ -319,9 +336,8 @@ class _Lowering:
             fewer = len(own) < len(axes)
             column = fewer and own and own[0] != self.keep
             shared = self.uses.get(n.key, 0) > 1 and not OPS[n.op].cheap
-            if (fewer and not (column and _is_cheap(n))) or shared:
+            if (fewer and not (column and is_cheap(n))) or shared:
                 return self._ref(n)
-        from .node import rebuild
         return rebuild(n, tuple(self._expr(a, axes) for a in n.args))
 
     def _ref(self, n: Node) -> Node:
@@ -330,35 +346,3 @@ class _Lowering:
     def _param(self, n: Node) -> None:
         name = n.attr("name")
         self.params[name] = Param(name, "b" in n.axes, n.dtype)
-
-
-def _is_cheap(n: Node) -> bool:
-    return all(OPS[m.op].cheap for m in walk(n))
-
-
-def _rescale_factor(n: Node, leaf: Node, previous: Node) -> Node:
-    """exp2(x·c − m·c) relative to m → exp2(m_prev·c − m·c), from the operand's own exponential."""
-    found = {m.args[0].args[1]: m.op for m in walk(*n.args[:-1])
-             if m.op in ("exp", "exp2") and m.args[0].op == "sub"
-             and any(w is leaf for w in walk(m.args[0].args[1]))}
-    if len(found) != 1:
-        raise VerifyError(f"{n.op} ({n.origin}): its operand must be relative to the running "
-                          f"maximum through one exponential, found {len(found)}")
-    shift, op = next(iter(found.items()))
-    before = substitute(shift, {make("finite_or_zero", leaf): previous, leaf: previous})
-    return make(op, make("sub", before, shift), origin="alpha")
-
-
-def _merge(body: list[Stmt]) -> list[Stmt]:
-    """Neighbouring Maps over the same axes become one statement."""
-    out: list[Stmt] = []
-    for stmt in body:
-        last = out[-1] if out else None
-        if isinstance(stmt, Map) and isinstance(last, Map) and last.axes == stmt.axes \
-                and last.when == stmt.when and last.origin != "tiles":
-            origins = dict.fromkeys(o for o in (*last.origin.split(", "), stmt.origin) if o)
-            out[-1] = Map(last.dsts + stmt.dsts, last.exprs + stmt.exprs, stmt.axes, stmt.when,
-                          origin=", ".join(origins))
-        else:
-            out.append(stmt)
-    return out

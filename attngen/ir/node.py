@@ -204,7 +204,7 @@ def rebuild(node: Node, args: tuple[Node, ...]) -> Node:
     """``node`` with other operands; axes and dtype as before unless the operands changed them."""
     if all(x is y for x, y in zip(args, node.args, strict=True)):
         return node
-    attrs = dict(node.attrs)
+    attrs: dict[str, Any] = dict(node.attrs)
     if OPS[node.op].group == "tensor":
         return make(node.op, *args, axes=node.axes, dtype=node.dtype, origin=node.origin, **attrs)
     dtype = node.dtype if node.op == "cast" else None
@@ -225,3 +225,8 @@ def substitute(root: Node, table: dict[Node, Node]) -> Node:
 def is_number(node: Node, number: float) -> bool:
     """True for the constant ``number``."""
     return node.op == "const" and not math.isnan(number) and node.attr("value") == number
+
+
+def is_cheap(node: Node) -> bool:
+    """True when every operation of the expression may be repeated rather than kept."""
+    return all(OPS[m.op].cheap for m in walk(node))

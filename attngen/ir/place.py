@@ -17,8 +17,23 @@ from .graph import Graph
 from .registers import registers
 from .ring import ring
 from .schedule import Limits
-from .stmt import (Barrier, Copy, Kernel, LaneReduce, Load, Loop, Map, Mma, Reduce, Stmt,
-                   Value, reads, rewrite_body, statements, writes)
+from .stmt import (
+    Barrier,
+    Copy,
+    Kernel,
+    LaneReduce,
+    Load,
+    Loop,
+    Map,
+    Mma,
+    Reduce,
+    Stmt,
+    Value,
+    reads,
+    rewrite_body,
+    statements,
+    writes,
+)
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
 _PAD = {"mma": 16, "simt": 8, "cpu": 1}

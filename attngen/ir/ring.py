@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .stmt import (Barrier, Commit, Issue, Kernel, Load, Loop, Stmt, Wait, reads)
+from .stmt import Barrier, Commit, Issue, Kernel, Load, Loop, Stmt, Wait, reads
 from .sync import minimise
 
 

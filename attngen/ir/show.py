@@ -7,8 +7,24 @@ import difflib
 from .graph import Graph, Region
 from .node import Node, walk
 from .ops import OPS
-from .stmt import (Barrier, Commit, Copy, Fill, Issue, Kernel, LaneReduce, Load, Loop, Map, Mma,
-                   Reduce, Stmt, Store, Value, Wait)
+from .stmt import (
+    Barrier,
+    Commit,
+    Copy,
+    Fill,
+    Issue,
+    Kernel,
+    LaneReduce,
+    Load,
+    Loop,
+    Map,
+    Mma,
+    Reduce,
+    Stmt,
+    Store,
+    Value,
+    Wait,
+)
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "lt": "<",
           "le": "<=", "eq": "==", "ne": "!=", "and": "&", "or": "|"}

@@ -306,3 +306,18 @@ def rewrite_body(body: tuple[Stmt, ...], change) -> tuple[Stmt, ...]:  # type: i
 def attributes(stmt: Stmt) -> dict[str, object]:
     """The attributes that carry meaning (everything but origin and note)."""
     return {f.name: getattr(stmt, f.name) for f in fields(stmt) if f.name not in ("origin", "note")}
+
+
+def merge_maps(body: list[Stmt]) -> list[Stmt]:
+    """Neighbouring Maps over the same axes become one statement."""
+    out: list[Stmt] = []
+    for stmt in body:
+        last = out[-1] if out else None
+        if isinstance(stmt, Map) and isinstance(last, Map) and last.axes == stmt.axes \
+                and last.when == stmt.when and last.origin != "tiles":
+            origins = dict.fromkeys(o for o in (*last.origin.split(", "), stmt.origin) if o)
+            out[-1] = Map(last.dsts + stmt.dsts, last.exprs + stmt.exprs, stmt.axes, stmt.when,
+                          origin=", ".join(origins))
+        else:
+            out.append(stmt)
+    return out

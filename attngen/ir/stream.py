@@ -10,7 +10,8 @@ rescales what it has whenever ``m`` grows (Milakov & Gimelshein 2018; Dao et al.
 
 from __future__ import annotations
 
-from .node import Node, cast, make, rebuild, reduce, walk
+from ..errors import VerifyError
+from .node import Node, cast, make, rebuild, reduce, substitute, walk
 
 
 def stream_region(roots: tuple[Node, ...], loop: str) -> tuple[Node, ...]:
@@ -67,3 +68,20 @@ def _replace_factor(product: Node, weight: Node, e: Node) -> Node | None:
             other = product.args[1 - slot]
             return make("mul", new, other, origin=product.origin)
     return None
+
+
+def rescale_factor(n: Node, leaf: Node, previous: Node) -> Node:
+    """exp2(x·c − m·c) relative to m → exp2(m_prev·c − m·c), from the operand's own exponential.
+
+    ``leaf`` and ``previous`` stand for the running maximum and the one before. Raises VerifyError
+    when the operand is not relative to the maximum through exactly one exponential.
+    """
+    found = {m.args[0].args[1]: m.op for m in walk(*n.args[:-1])
+             if m.op in ("exp", "exp2") and m.args[0].op == "sub"
+             and any(w is leaf for w in walk(m.args[0].args[1]))}
+    if len(found) != 1:
+        raise VerifyError(f"{n.op} ({n.origin}): its operand must be relative to the running "
+                          f"maximum through one exponential, found {len(found)}")
+    shift, op = next(iter(found.items()))
+    before = substitute(shift, {make("finite_or_zero", leaf): previous, leaf: previous})
+    return make(op, make("sub", before, shift), origin="alpha")

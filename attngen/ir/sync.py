@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .stmt import (Barrier, Commit, Copy, Issue, Kernel, Loop, Stmt, Wait, reads)
+from .stmt import Barrier, Commit, Copy, Issue, Kernel, Loop, Stmt, Wait, reads
 
 _TRIPS = range(7)  # covers prologue, steady state and drain of rings up to four stages
 
@@ -37,7 +37,8 @@ class _Run:
     def _body(self, body: tuple[Stmt, ...]) -> str | None:
         for position, stmt in enumerate(body):
             if isinstance(stmt, Loop):
-                for self.tile in range(self.trips):
+                for tile in range(self.trips):
+                    self.tile = tile
                     found = self._body(stmt.body)
                     if found:
                         return found

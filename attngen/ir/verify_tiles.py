@@ -1,4 +1,4 @@
-"""Invariants of tiled and placed kernels: values, shapes, spaces, shared memory, synchronisation."""
+"""Invariants of tiled and placed kernels: values, shapes, spaces, shared memory, order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ from .graph import Graph
 from .node import walk
 from .ops import OPS
 from .registers import registers
-from .stmt import (Barrier, Commit, Copy, Fill, Issue, Kernel, LaneReduce, Load, Loop, Map, Mma,
-                   Reduce, Stmt, Store, Value, Wait, reads, statements, writes)
+from .stmt import (
+    Barrier,
+    Commit,
+    Copy,
+    Fill,
+    Issue,
+    Kernel,
+    LaneReduce,
+    Load,
+    Loop,
+    Map,
+    Mma,
+    Reduce,
+    Stmt,
+    Store,
+    Value,
+    Wait,
+    reads,
+    statements,
+    writes,
+)
 from .sync import sync_problem
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)
@@ -75,7 +94,7 @@ def check_params(kernel: Kernel) -> None:
     """Exactly the run-time numbers the expressions use, and the two lengths."""
     used = {n.attr("name"): "b" in n.axes for s in statements(kernel.body)
             if isinstance(s, Map) for n in walk(*s.exprs) if n.op == "param"}
-    used.update({name: False for name in EXTENTS.values()})
+    used.update(dict.fromkeys(EXTENTS.values(), False))
     have = {p.name: p.per_batch for p in kernel.params}
     if used != have or len(have) != len(kernel.params):
         raise VerifyError(f"kernel {kernel.name} uses parameters {used}, declares {have}")
