@@ -28,6 +28,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
                 {"torch", "cupy", "cuda"}),
     "reference": (FRONT, {"torch", "numpy"}, set()),
     "compiler": (EVERYTHING, set(), {"torch", "numpy"}),
+    "describe": (EVERYTHING, set(), {"torch", "numpy"}),
     "attention": (FRONT | {"compiler", "runtime"}, {"torch", "numpy"}, {"cupy"}),
     "cli": (EVERYTHING, {"rich"}, {"torch", "numpy", "cupy"}),
     "__main__": ({"cli"}, set(), set()),

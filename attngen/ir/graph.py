@@ -71,6 +71,10 @@ class Graph:
         """The same graph with other regions."""
         return replace(self, kernels=regions, stage=stage or self.stage)
 
+    def __str__(self) -> str:
+        from .show import graph_text
+        return graph_text(self)
+
     def key(self) -> str:
         """Content hash; origins and notes do not count."""
         parts: list[str] = [self.stage, repr(self.sizes)]

@@ -8,10 +8,12 @@ and still carry the loop axis get a second loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..errors import VerifyError
 from .bounds import add_bounds, extent
 from .graph import Graph, Region
-from .node import Node, const, is_cheap, make, rebuild, substitute, value, walk
+from .node import AXES, Node, const, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
 from .ranges import Bounds, TileRange, solve, tile_range
 from .stmt import (
@@ -38,14 +40,17 @@ _GRID_AXES = ("b", "h", "g")
 _KIND_ORDER = {"reduce": 0, "stream_sum": 1, "stream_contract": 2, "contract": 3}
 
 
-def tile(graph: Graph, schedule: Schedule, keep: str = "i", loop: str = "j") -> Graph:
-    """Lower every region of a fused graph.
+def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: str = "i",
+         loop: str = "j") -> Graph:
+    """Lower every region of a fused graph, with one schedule or one chosen per region.
 
         o[i,e] = Σ_j p[i,j]·v[j,e]   →   Fill acc 0; Loop j: Load v; Mma acc += p·v; Store o
 
     Raises VerifyError for what tiles cannot express, naming the node.
     """
-    kernels = tuple(_Lowering(r, graph, schedule, keep, loop).kernel() for r in graph.regions)
+    kernels = tuple(
+        _Lowering(r, graph, schedule if isinstance(schedule, Schedule) else schedule(r), keep,
+                  loop).kernel() for r in graph.regions)
     return Graph("tiled", kernels, graph.tensors, graph.sizes)
 
 
@@ -53,6 +58,7 @@ class _Lowering:
     def __init__(self, region: Region, graph: Graph, schedule: Schedule, keep: str,
                  loop: str) -> None:
         self.region, self.graph, self.schedule = region, graph, schedule
+        self.reserved = {t.name for t in graph.tensors} | set(AXES)
         self.keep, self.loop = keep, loop
         self.values: dict[str, Value] = {}
         self.params: dict[str, Param] = {}
@@ -82,6 +88,8 @@ class _Lowering:
                  for n, b in solved.items()}
         self.hints = {node.key: f"{self.loop}_{side}" for b in solved.values()
                       for side, node in (("begin", b.lower), ("end", b.upper)) if node is not None}
+        self.origins = {node.key: b.origin for m, b in solved.items()
+                        for node in (table[m], b.lower, b.upper) if node is not None}
         everything = Bounds(None, None, None if len(masks) < 2 else const(True))
         bounds = next(iter(solved.values())) if len(masks) == 1 else everything
         ranges = tile_range(bounds, self.loop, self.keep, extent(self.loop),
@@ -146,7 +154,7 @@ class _Lowering:
     def _new(self, hint: str, n: Node, dtype: str | None = None) -> str:
         base = "".join(c if c.isalnum() or c == "_" else "_" for c in hint) or "x"
         name, count = base, 2
-        while name in self.values:
+        while name in self.values or name in self.reserved:
             name, count = f"{base}_{count}", count + 1
         axes = self._tile_axes(n)
         self.values[name] = Value(name, axes, dtype or n.dtype,
@@ -297,7 +305,7 @@ class _Lowering:
         axes = self._tile_axes(n)
         expr = self._expr(n, axes, top=True)
         name = self._new(hint or self._hint(n), n)
-        out.append(Map((name,), (expr,), axes, origin=n.origin))
+        out.append(Map((name,), (expr,), axes, origin=self.origins.get(n.key, n.origin)))
         return name
 
     def _hint(self, n: Node) -> str:
@@ -317,7 +325,8 @@ class _Lowering:
             out.append(Map((name,), (source,), axes, origin=n.origin))
         seen = self._expr(test.args[0], axes, top=True)
         expr = make("where", seen, value(name, n.axes, n.dtype), other)
-        out.append(Map((name,), (expr,), axes, when="partial", origin=n.origin))
+        out.append(Map((name,), (expr,), axes, when="partial",
+                       origin=self.origins.get(test.key, n.origin)))
         return name
 
     def _expr(self, n: Node, axes: tuple[str, ...], top: bool = False) -> Node:

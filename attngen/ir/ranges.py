@@ -23,11 +23,13 @@ from .ops import FLOATS
 
 @dataclass(frozen=True)
 class Bounds:
-    """``lower`` ≤ index < ``upper`` ∧ ``rest``; absent parts are None."""
+    """``lower`` ≤ index < ``upper`` ∧ ``rest``; absent parts are None. ``origin`` names what the
+    conditions came from."""
 
     lower: Node | None
     upper: Node | None
     rest: Node | None
+    origin: str = ""
 
     def predicate(self, axis: str) -> Node:
         """The same condition as one expression."""
@@ -68,7 +70,9 @@ def solve(predicate: Node, axis: str) -> Bounds:
             continue
         for kind, bound in found:
             (lower if kind == "lower" else upper).append(bound)
-    return Bounds(_join("max", lower), _join("min", upper), _join("and", rest))
+    origins = dict.fromkeys(p.origin for p in _conjuncts(predicate) if p.origin)
+    return Bounds(_join("max", lower), _join("min", upper), _join("and", rest),
+                  ", ".join(origins))
 
 
 def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,

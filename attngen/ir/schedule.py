@@ -6,8 +6,11 @@ arithmetic when it is placed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from .graph import Region
+from .node import walk
 from .stmt import Schedule
 
 
@@ -54,17 +57,21 @@ _SIMT = (
     (256, Schedule(32, 32, 4, (1, 1), engine="simt")),
     (256, Schedule(32, 16, 4, (1, 1), engine="simt")),
 )
+_ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
+_CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
-def choose(engine: str, head_dim: int, head_dim_v: int, limits: Limits,
+def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
            vector_bytes: int = 16) -> Schedule:
-    """The first legal schedule of the engine's table."""
-    from dataclasses import replace
+    """The first legal schedule of the engine's table for what the region computes."""
     if engine == "cpu":
-        return Schedule(64, 64, 1, (1,), engine="cpu", vector_bytes=vector_bytes)
+        return _CPU
+    if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
+        return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
+    head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
-    widest = max(head_dim, head_dim_v)
     for limit, schedule in table:
-        if widest <= limit and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
+        if max(head_dim, head_dim_v) <= limit \
+                and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)
     return replace(table[-1][1], vector_bytes=vector_bytes)

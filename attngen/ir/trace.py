@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from ..errors import TraceError
 from .node import Node, const, make
+
+_origin: ContextVar[str] = ContextVar("attngen_trace_origin", default="")
 
 _UNARY = {"neg": "neg", "abs": "abs", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2",
           "tanh": "tanh", "sqrt": "sqrt", "sigmoid": "sigmoid", "logical_not": "not"}
@@ -179,7 +182,7 @@ def _apply(op: str, *args: Any) -> Scalar:
         for n in nodes:
             if n.dtype != "bool":
                 raise TraceError(f"{op} needs conditions, got {n.dtype}; compare it first")
-    return Scalar(make(op, *nodes))
+    return Scalar(make(op, *nodes, origin=_origin.get()))
 
 
 def _logic(op: str, a: Any, b: Any) -> Scalar:
@@ -192,13 +195,16 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
     Raises TraceError, naming the function and its line, for what cannot be traced and for a
     result of the wrong kind.
     """
+    token = _origin.set(name)
     try:
         out = function(*(Scalar(a) for a in args))
         node = _node(out)
     except TraceError as error:
-        raise TraceError(f"{name}{_where(error)}: {error}") from None
+        raise TraceError(f"{name}{_where(error)}: {error.what}") from None
     except Exception as error:
         raise TraceError(f"{name}{_where(error)}: {type(error).__name__}: {error}") from error
+    finally:
+        _origin.reset(token)
     if (node.dtype == "bool") != (result == "bool"):
         wanted = "a condition (true = visible)" if result == "bool" else "a number"
         raise TraceError(f"{name} must return {wanted}, it returned {node.dtype}")

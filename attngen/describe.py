@@ -1,0 +1,94 @@
+"""What a compiled attention tells of itself: its graphs, and a report of what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .runtime.targets import Target
+
+if TYPE_CHECKING:
+    from .compiler import Lowered
+    from .ir.cost import KernelCost
+    from .ir.graph import Graph
+
+
+class Description:
+    """Answers ``Attention.ir`` and ``Attention.explain``; lowers again on demand, since a plan
+    from the cache carries no graph. ``lower(dtype)`` does that."""
+
+    def __init__(self, lower: Callable[[str], Lowered], target: Target) -> None:
+        self._lower, self.target = lower, target
+        self._dtype = "float32" if target.family == "cpu" else "bfloat16"
+
+    def ir(self, stage: str, dtype: str | None = None) -> Graph:
+        """The graph at a stage; ``str()`` of it is its text. Raises UnknownNameError."""
+        return self._lower(dtype or self._dtype).stage(stage)
+
+    def costs(self, dtype: str | None = None, *, batch: int = 1, seqlen_q: int = 2048,
+              seqlen_k: int | None = None) -> tuple[KernelCost, ...]:
+        """Predicted work and traffic of each kernel for lengths with default positions."""
+        from .ir.cost import predict
+
+        placed = self._lower(dtype or self._dtype).placed
+        keys = seqlen_q if seqlen_k is None else seqlen_k
+        extents, params = lengths(dict(placed.sizes), batch, seqlen_q, keys)
+        return predict(placed, extents, params)
+
+    def explain(self, dtype: str | None = None, *, batch: int = 1, seqlen_q: int = 2048,
+                seqlen_k: int | None = None) -> str:
+        """Kernel by kernel: schedule, shared memory, registers, tiles, FLOPs, bytes, roofline."""
+        from .ir.show import formula
+        from .ir.stmt import Map, statements
+
+        chosen = dtype or self._dtype
+        placed = self._lower(chosen).placed
+        keys = seqlen_q if seqlen_k is None else seqlen_k
+        lines = [f"{self.target.name} ({self.target.board}), {chosen}, batch {batch}, "
+                 f"seqlen_q {seqlen_q}, seqlen_k {keys}"]
+        costs = self.costs(chosen, batch=batch, seqlen_q=seqlen_q, seqlen_k=keys)
+        for kernel, cost in zip(placed.tiles, costs, strict=True):
+            s = kernel.schedule
+            lines += ["", f"kernel {kernel.name}: {s.engine}, tiles {s.block_m} x {s.block_n}, "
+                      f"{s.warps} warps, stages {s.stages}"]
+            if kernel.shared_bytes:
+                parts = [f"{v.name} {v.stages}x{v.shape[0]}x{v.shape[1]} {v.dtype}"
+                         for v in kernel.values if v.space == "shared"]
+                lines.append(f"  shared memory  {kernel.shared_bytes} B of "
+                             f"{self.target.shared_limit} ({', '.join(parts)})")
+                lines.append(f"  registers      about {kernel.registers} a thread (estimate)")
+            for stmt in statements(kernel.body):
+                if isinstance(stmt, Map) and stmt.origin == "tiles":
+                    lines += [f"  {d:<14} {formula(e)}"
+                              for d, e in zip(stmt.dsts, stmt.exprs, strict=True)]
+            lines += self._numbers(cost)
+        return "\n".join(lines) + "\n"
+
+    def _numbers(self, cost: KernelCost) -> list[str]:
+        roof, seconds = cost.bound(self.target.matrix_flops, self.target.bandwidth)
+        moved = ", ".join(f"{n} {_size(b)}" for book in (cost.read, cost.written)
+                          for n, b in book.items())
+        return [
+            f"  blocks         {cost.blocks}, tiles visited {cost.tiles} ({cost.full_tiles} full)",
+            f"  FLOPs          {cost.flops:.3e}"
+            + (f", {cost.matrix_instructions} mma.m16n8k16" if cost.matrix_instructions else ""),
+            f"  device memory  {_size(cost.bytes)} ({moved})",
+            f"  roofline       {cost.intensity:.1f} FLOP/B, {roof} bound, "
+            f"{seconds * 1e6:.1f} us at best",
+        ]
+
+
+def lengths(sizes: dict[str, int], batch: int, seqlen_q: int,
+            seqlen_k: int) -> tuple[dict[str, int], dict[str, Any]]:
+    """Axis lengths and run-time numbers of a call with default positions."""
+    extents = {"b": batch, "h": sizes["heads"], "g": sizes["groups"], "i": seqlen_q,
+               "j": seqlen_k, "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
+    return extents, {"q_offset": seqlen_k - seqlen_q, "kv_offset": 0, "kv_len": seqlen_k}
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 10_000 or unit == "GB":
+            return f"{count} {unit}"
+        count //= 1000
+    raise AssertionError(count)

@@ -1,0 +1,166 @@
+"""The cost model: what a placed graph will move and compute, from its statements and lengths.
+
+Bytes are those the kernels ask of device memory: every tile of every load, whatever a cache may
+save. Tile ranges are evaluated for every block at once, so a prediction costs O(blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .bounds import EXTENTS
+from .eval_tile import BYTES
+from .graph import Graph
+from .node import Node
+from .ops import SCALAR_OPS
+from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, Tensor, statements
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class KernelCost:
+    """One kernel's launch: blocks, loop tiles visited, matrix instructions, FLOPs, bytes."""
+
+    name: str
+    blocks: int = 0
+    tiles: int = 0
+    full_tiles: int = 0
+    matrix_instructions: int = 0  # m16n8k16, over all warps
+    flops: int = 0
+    read: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    shared_bytes: int = 0
+    registers: int = 0
+    threads: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.read.values()) + sum(self.written.values())
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte of device memory."""
+        return self.flops / max(self.bytes, 1)
+
+    def bound(self, flops_per_s: float, bytes_per_s: float) -> tuple[str, float]:
+        """Which roof is lower, and the time in seconds under it."""
+        compute, memory = self.flops / flops_per_s, self.bytes / bytes_per_s
+        return ("compute", compute) if compute >= memory else ("memory", memory)
+
+
+def predict(graph: Graph, extents: Mapping[str, int], params: Mapping[str, Any],
+            ) -> tuple[KernelCost, ...]:
+    """Cost of every kernel of a placed graph for given lengths.
+
+    ``extents`` is the length of every axis letter; ``params`` are the run-time numbers, each a
+    number or an array over batch.
+    """
+    return tuple(_Counter(k, extents, params).cost() for k in graph.tiles)
+
+
+class _Counter:
+    def __init__(self, kernel: Kernel, extents: Mapping[str, int],
+                 params: Mapping[str, Any]) -> None:
+        self.kernel, self.extents = kernel, extents
+        self.params = {**dict(params), **{n: extents[a] for a, n in EXTENTS.items()}}
+        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
+        tiles = -(-extents[kernel.keep] // kernel.schedule.block_m)
+        self.first = np.arange(tiles)[None, :] * kernel.schedule.block_m  # [1, row tiles]
+        self.shape = (extents["b"], tiles)
+        self.scalars: dict[str, Array] = {}
+        for stmt in kernel.body:
+            if isinstance(stmt, Map) and not stmt.axes:
+                for name, expr in zip(stmt.dsts, stmt.exprs, strict=True):
+                    self.scalars[name] = np.broadcast_to(self._evaluate(expr), self.shape)
+
+    def cost(self) -> KernelCost:
+        k = self.kernel
+        self.out = KernelCost(k.name, self.shape[0] * self.shape[1] * self.extents["h"],
+                              shared_bytes=k.shared_bytes, registers=k.registers,
+                              threads=32 * k.schedule.warps)
+        loops = [s for s in k.body if isinstance(s, Loop)]
+        for stmt in k.body:
+            if isinstance(stmt, Loop):
+                self._loop(stmt)
+            elif isinstance(stmt, Issue) and (stmt.ahead is not None or loops):
+                if stmt.ahead is None:  # skipped where the loop is empty
+                    visits = self._count(loops[0]) > 0
+                    self._move(stmt.tensor, self._rows() * visits, self.out.read)
+            elif isinstance(stmt, (Load, Store)):
+                book = self.out.read if isinstance(stmt, Load) else self.out.written
+                self._move(stmt.tensor, np.broadcast_to(self._rows(), self.shape), book)
+        return self.out
+
+    def _evaluate(self, n: Node) -> Array:
+        if n.op == "const":
+            return np.asarray(n.attr("value"))
+        if n.op == "param":
+            array = np.asarray(self.params[n.attr("name")])
+            return array[:, None] if array.ndim else array
+        if n.op == "first":
+            return self.first
+        if n.op == "last":
+            return self.first + self._rows() - 1
+        if n.op == "value":
+            return self.scalars[n.attr("name")]
+        if n.op == "idx":
+            return np.arange(self.extents["b"])[:, None]
+        evaluate = SCALAR_OPS[n.op].evaluate
+        assert evaluate is not None
+        return np.asarray(evaluate(*(self._evaluate(a) for a in n.args)))
+
+    def _rows(self) -> Array:
+        return np.minimum(self.kernel.schedule.block_m, self.extents[self.kernel.keep] - self.first)
+
+    def _count(self, loop: Loop) -> Array:
+        return np.maximum(self.scalars[loop.end] - self.scalars[loop.begin], 0)
+
+    def _columns(self, loop: Loop) -> Array:
+        """Indices of the loop axis inside the tensor, over all visited tiles of a block."""
+        width, extent = self.block[self.kernel.loop], self.extents[self.kernel.loop]
+        begin = np.minimum(self.scalars[loop.begin] * width, extent)
+        end = np.minimum(self.scalars[loop.end] * width, extent)
+        return np.maximum(end - begin, 0)
+
+    def _loop(self, loop: Loop) -> None:
+        out, heads = self.out, self.extents["h"]
+        visits = self._count(loop)
+        full = np.minimum(self.scalars[loop.full_end], self.scalars[loop.end]) - np.maximum(
+            self.scalars[loop.full_begin], self.scalars[loop.begin])
+        out.tiles += int(visits.sum()) * heads
+        out.full_tiles += int(np.maximum(full, 0).sum()) * heads
+        moved: set[str] = set()
+        for stmt in statements(loop.body):
+            if isinstance(stmt, Mma):
+                self._product(stmt, int(visits.sum()) * heads)
+            elif isinstance(stmt, (Issue, Load)) and stmt.dst not in moved:
+                moved.add(stmt.dst)
+                self._move(stmt.tensor, self._area(stmt, loop), out.read)
+            elif isinstance(stmt, Store):
+                self._move(stmt.tensor, self._area(stmt, loop), out.written)
+
+    def _area(self, stmt: Stmt, loop: Loop) -> Array:
+        """Elements along the two sequence axes, summed over the visited tiles."""
+        axes = self.kernel.tensor(stmt.tensor).axes  # type: ignore[attr-defined]
+        area = self._columns(loop) if self.kernel.loop in axes else self._count(loop)
+        return area * self._rows() if self.kernel.keep in axes else area
+
+    def _move(self, name: str, elements: Array, book: dict[str, int]) -> None:
+        tensor: Tensor = self.kernel.tensor(name)
+        inner = int(np.prod([self.extents[a] for a in tensor.axes if a in "de"], dtype=np.int64))
+        total = int(np.broadcast_to(elements, self.shape).sum()) * inner * self.extents["h"]
+        book[name] = book.get(name, 0) + total * BYTES[tensor.dtype]
+
+    def _product(self, stmt: Mma, visits: int) -> None:
+        a, b = self.kernel.value(stmt.a), self.kernel.value(stmt.b)
+        depth = a.shape[a.axes.index(stmt.over)]
+        rows = a.shape[1 - a.axes.index(stmt.over)]
+        columns = b.shape[1 - b.axes.index(stmt.over)]
+        self.out.flops += 2 * rows * columns * depth * visits
+        if self.kernel.schedule.engine == "mma":
+            self.out.matrix_instructions += (rows // 16) * (columns // 8) * (depth // 16) * visits
