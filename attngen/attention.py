@@ -1,0 +1,260 @@
+"""The object users call: ``Attention``, and ``attention()`` which makes and keeps one by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import (
+    BackwardNotDeliveredError,
+    DtypeError,
+    NotDeliveredError,
+    SpecError,
+    UnknownNameError,
+)
+from .runtime import operands
+from .runtime.operands import Heads
+from .runtime.plan import Plan
+from .runtime.targets import Target, default_target, get_target
+from .runtime.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .spec import AttentionSpec
+
+
+PlanFor = Callable[[str, bool], Plan]
+
+
+class Description(Protocol):
+    """What the compiler tells of its work."""
+
+    def ir(self, stage: str) -> Any:
+        """The printable graph at a stage: "math", "fused", "tiled" or "placed"."""
+
+    def explain(self) -> Any:
+        """Kernel family, tiles, bytes, FLOPs, registers, spills, shared memory, roofline."""
+
+
+class Attention:
+    """A compiled attention variant, called with tensors.
+
+    Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
+    target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized)`` gives the kernels
+    of one variant: by dtype, and by whether rows can be read 16 bytes at a time.
+    """
+
+    def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
+                 describe: Description) -> None:
+        self.spec = spec
+        self.target = get_target(target) if isinstance(target, str) else target
+        self.emulate = emulate
+        self._plan_for = plan_for
+        self._describe = describe
+        assert spec.head_dim_v is not None
+        self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
+        self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
+        self._variants: dict[tuple[Any, bool], Variant] = {}
+        self._latest: Variant | None = None
+
+    def __call__(
+            self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
+            sinks: Tensor | None = None, dropout_p: float = 0.0, seed: int | None = None,
+            q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
+            seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
+            cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
+            max_seqlen_k: int | None = None, params: dict[str, Any] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of q over k and v.
+
+        q [batch, heads, seqlen_q, head_dim], k [batch, groups, seqlen_k, head_dim],
+        v [batch, groups, seqlen_k, head_dim_v], of one dtype and device; only the last dimension
+        must be contiguous, nothing is copied. Query i sits at position ``q_offset + i`` and key j
+        at ``kv_offset + j``; the defaults, 0 for kv_offset and kv_offset + seqlen_k - seqlen_q for
+        q_offset, align the ends. Either is an int or an int32 tensor [batch]. ``seqlens_k``, int32
+        [batch], hides the keys from there on. Queries that see no key give 0.
+
+        Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
+        natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
+        float64), -inf where nothing is visible.
+
+        Raises the classes of ``attngen.errors`` for what does not fit: ShapeError, HeadsError,
+        DtypeError, DeviceError, NonUnitStrideError, BackwardNotDeliveredError, NotDeliveredError;
+        the first call may also raise CompileError or NoCompilerError.
+        """
+        if not (sinks is None and dropout_p == 0.0 and seed is None and cu_seqlens_q is None
+                and cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None
+                and params is None):
+            raise _not_delivered(
+                sinks=sinks, dropout_p=dropout_p or None, seed=seed, cu_seqlens_q=cu_seqlens_q,
+                cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+                params=params)
+        batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
+        if q.requires_grad or k.requires_grad or v.requires_grad:
+            _refuse_grad(q, k, v)
+        itemsize = q.element_size()
+        vectorized = operands.is_vectorized(q, itemsize, "q")
+        vectorized &= operands.is_vectorized(k, itemsize, "k")
+        vectorized &= operands.is_vectorized(v, itemsize, "v")
+        variant = self._variants.get((q.dtype, vectorized)) or self._variant(q.dtype, vectorized)
+
+        shift = seqlen_k - seqlen_q
+        numbers: dict[str, int] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
+        kept = None
+        if q_offset is not None or kv_offset is not None or seqlens_k is not None:
+            kept = _positions(numbers, q_offset, kv_offset, seqlens_k, batch, q.device,
+                              seqlen_q, seqlen_k)
+        self._latest = variant
+        o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers)
+        del kept  # until now: the addresses of these tensors are among the numbers
+        return (o, lse) if return_lse else o
+
+    def _variant(self, dtype: torch.dtype, vectorized: bool) -> Variant:
+        name = str(dtype).removeprefix("torch.")
+        if self.spec.dtype is not None and name != self.spec.dtype:
+            raise DtypeError(f"q, k and v are {name}, the spec says {self.spec.dtype}",
+                             remedy="Convert them, or leave dtype out of the spec.")
+        if name not in self.target.dtypes:
+            raise DtypeError(f"target {self.target.name} has no kernels for {name}",
+                             remedy=f"It takes {', '.join(self.target.dtypes)}.")
+        variant = Variant(self._plan_for(name, vectorized), self._fixed, emulate=self.emulate)
+        self._variants[dtype, vectorized] = variant
+        return variant
+
+    # -- without calling --------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> str:
+        """The dtype assumed without tensors: the spec's, else float32 on the cpu and bfloat16 on
+        CUDA."""
+        return self.spec.dtype or ("float32" if self.target.family == "cpu" else "bfloat16")
+
+    def build(self, dtype: str | None = None, vectorized: bool = True) -> tuple[Any, ...]:
+        """Compile now what a call with such tensors would; returns what the compilers made, one
+        per kernel (``runtime.nvrtc.Cubin`` for CUDA)."""
+        import torch
+
+        chosen = getattr(torch, dtype or self.dtype)
+        variant = self._variants.get((chosen, vectorized)) or self._variant(chosen, vectorized)
+        return variant.executable.build()
+
+    def source(self, kind: str = "forward", dtype: str | None = None,
+               vectorized: bool = True) -> str:
+        """The emitted text of one kind of kernel, complete and compilable by itself. A plan's own
+        kind gives all of its kernels. Raises UnknownNameError for other kinds."""
+        plan = self._plan_for(dtype or self.dtype, vectorized)
+        texts = [k.text for k in plan.kernels if kind in (k.kind, plan.kind)]
+        if not texts:
+            raise UnknownNameError("kernel kind", kind, {plan.kind, *(k.kind for k in
+                                                                     plan.kernels)})
+        return "\n".join(dict.fromkeys(texts))
+
+    def ir(self, stage: str) -> Any:
+        """The printable graph at a stage: "math", "fused", "tiled" or "placed"."""
+        return self._describe.ir(stage)
+
+    def explain(self) -> Any:
+        """Kernel family, tiles, bytes, FLOPs, registers, spills, shared memory, roofline."""
+        return self._describe.explain()
+
+    @property
+    def counters(self) -> tuple[Any, ...]:
+        """With ``emulate``: what the emulator counted in the last call, one per kernel."""
+        return self._latest.executable.counters if self._latest else ()
+
+    def __repr__(self) -> str:
+        where = f"{self.target.name}, emulated" if self.emulate else self.target.name
+        return f"Attention({self.spec!r}, target={where})"
+
+
+def _not_delivered(**given: Any) -> NotDeliveredError:
+    names = [name for name, value in given.items() if value is not None]
+    return NotDeliveredError(f"{', '.join(names)}: not available in this version of attngen",
+                             where="the call of an Attention")
+
+
+def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises BackwardNotDeliveredError if gradients are being recorded for any of them."""
+    import torch
+
+    if torch.is_grad_enabled():
+        name = next(n for n, t in (("q", q), ("k", k), ("v", v)) if t.requires_grad)
+        raise BackwardNotDeliveredError(
+            f"{name} requires grad, and backward is not available in this version of attngen")
+
+
+def _positions(numbers: dict[str, int], q_offset: int | Tensor | None,
+               kv_offset: int | Tensor | None, seqlens_k: Tensor | None, batch: int,
+               device: torch.device, seqlen_q: int, seqlen_k: int) -> list[Tensor]:
+    """Put given positions and lengths into ``numbers``; returns the tensors whose addresses are
+    now among them."""
+    kept = []
+
+    def put(name: str, value: Any, span: int, spoken: str = "") -> None:
+        numbers[name], tensor = operands.per_batch(spoken or name, value, batch, device, span)
+        if tensor is not None:
+            numbers[f"{name}_ptr"] = tensor.data_ptr()
+            kept.append(tensor)
+
+    kv_offset = 0 if kv_offset is None else kv_offset
+    put("kv_offset", kv_offset, seqlen_k)
+    put("q_offset", kv_offset + (seqlen_k - seqlen_q) if q_offset is None else q_offset, seqlen_q)
+    if seqlens_k is not None:
+        put("kv_len", seqlens_k, 0, "seqlens_k")
+        operands.check_lengths(seqlens_k, seqlen_k)
+    return kept
+
+
+# -- front doors ----------------------------------------------------------------------------------
+
+
+def compile(spec: AttentionSpec, target: str | None = None, **options: Any) -> Attention:
+    """Compile ``spec`` for ``target``, the machine's best by default. See
+    ``attngen.compiler.compile``, which this loads on first use."""
+    from .compiler import compile as pipeline
+
+    return pipeline(spec, target, **options)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
+              q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
+              seqlens_k: Tensor | None = None, **fields: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention with the spec read off the tensors; ``fields`` are those of ``AttentionSpec``
+    (``causal=True, window=128, ...``). Shapes and results as for ``Attention``.
+
+    The compiled attention is kept for the next call with equal fields, unless a mask or score is a
+    Python callable, whose meaning may change: compile those once yourself. Raises what
+    ``AttentionSpec``, ``attngen.compile`` and calling an ``Attention`` raise.
+    """
+    sizes = operands.sizes_of(q, k, v)
+    fields.setdefault("groups", sizes.groups)
+    key: Any = (sizes, q.device, *sorted(fields.items()))
+    try:
+        attn = _kept.get(key)
+    except TypeError:  # a list among the fields
+        key = attn = None
+    if attn is None:
+        attn = _compiled_for(q, sizes, fields)
+        if key is not None and attn.spec.cache_key() is not None:
+            while len(_kept) >= _MOST_KEPT:
+                del _kept[next(iter(_kept))]
+            _kept[key] = attn
+    return attn(q, k, v, return_lse=return_lse, q_offset=q_offset, kv_offset=kv_offset,
+                seqlens_k=seqlens_k)
+
+
+_kept: dict[Any, Attention] = {}
+_MOST_KEPT = 256
+
+
+def _compiled_for(q: Tensor, sizes: Heads, fields: dict[str, Any]) -> Attention:
+    from .spec import AttentionSpec
+
+    for name in ("heads", "head_dim", "head_dim_v"):
+        if name in fields:
+            raise SpecError(f"{name} is read off the tensors", remedy="Leave it out.")
+    spec = AttentionSpec(heads=sizes.heads, head_dim=sizes.head_dim, head_dim_v=sizes.head_dim_v,
+                         **fields)
+    return compile(spec, default_target(q.device.index).name if q.is_cuda else "cpu")

@@ -1,0 +1,184 @@
+"""Plans: everything the runtime needs to know about kernels, as plain frozen data.
+
+A plan is made once from the placed graph and then travels alone, through the disk cache as JSON,
+so a process that finds its plan there never loads the compiler. A ``Plan`` names the tensors of one
+problem and the kernels to run on them, in order; a ``KernelPlan`` holds one kernel's text and the C
+struct ``Params`` through which it is called.
+
+Axes are letters: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys,
+``d`` head_dim, ``e`` head_dim_v. Extents known only at the call carry the names of ``SIZE_OF``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Role = Literal["input", "output", "workspace"]
+Ctype = Literal["pointer", "int64", "int32", "float32", "float64"]
+Language = Literal["cuda", "cpp"]
+
+SCHEMA = 1
+
+SIZE_OF: dict[str, str] = {
+    "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k",
+    "d": "head_dim", "e": "head_dim_v",
+}
+ITEMSIZE: dict[str, int] = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1,
+    "uint8": 1, "bool": 1,
+}
+
+_CODE: dict[str, str] = {"pointer": "Q", "int64": "q", "int32": "i", "float32": "f", "float64": "d"}
+_WIDTH: dict[str, int] = {"pointer": 8, "int64": 8, "int32": 4, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class TensorArg:
+    """A tensor the kernels read or write; its strides are given in the order of ``axes``."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class ParamArg:
+    """A number given at each call. ``per_batch``: either one value for the whole batch (field
+    ``name``, used while the field ``name_ptr`` is null) or a device pointer to int32 [batch]."""
+
+    name: str
+    dtype: Literal["int32", "float32"]
+    per_batch: bool = False
+
+
+@dataclass(frozen=True)
+class Field:
+    """One member of the C struct ``Params``."""
+
+    name: str
+    ctype: Ctype
+
+
+@dataclass(frozen=True)
+class GridDim:
+    """Blocks along one grid axis: ceil(extent / tile). ``axis_extent`` is the name of a run-time
+    size (``"seqlen_q"``) or a constant."""
+
+    axis_extent: str | int
+    tile: int = 1
+
+    def blocks(self, sizes: Mapping[str, int]) -> int:
+        """The number of blocks for these run-time sizes, 0 when the extent is 0."""
+        extent = self.axis_extent
+        return -(-(sizes[extent] if isinstance(extent, str) else extent) // self.tile)
+
+
+ONE = GridDim(1, 1)
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """One kernel: text, entry point, arguments and launch shape.
+
+    ``name`` is the ``extern "C"`` entry: for ``cuda`` ``__global__ void name(Params)``, for ``cpp``
+    ``void name(const Params*, int threads)``. ``kind`` says what it computes (``"forward"``).
+    ``tensors`` and ``params`` are the names it uses, ``threads`` are per block, ``shared_bytes`` is
+    dynamic shared memory, ``flags`` go to the compiler, ``meta`` is for people and reports.
+    """
+
+    name: str
+    kind: str
+    language: Language
+    target: str
+    text: str
+    fields: tuple[Field, ...]
+    tensors: tuple[str, ...]
+    params: tuple[ParamArg, ...]
+    grid: tuple[GridDim, GridDim, GridDim] = (ONE, ONE, ONE)
+    threads: int = 1
+    shared_bytes: int = 0
+    flags: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernels that together compute one variant for one dtype and alignment.
+
+    ``sizes`` holds what is fixed at compile time (heads, groups, head_dim, head_dim_v, the
+    key/value head of each query head); ``variant`` says which of the spec's variants this is.
+    Use lists, not tuples, in ``sizes``, ``variant`` and ``meta``: they come back from JSON as such.
+    """
+
+    spec_json: str | None
+    target: str
+    kind: str
+    tensors: tuple[TensorArg, ...]
+    kernels: tuple[KernelPlan, ...]
+    sizes: dict[str, Any] = field(default_factory=dict)
+    variant: dict[str, Any] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> TensorArg:
+        """The tensor called ``name``. Raises KeyError."""
+        for arg in self.tensors:
+            if arg.name == name:
+                return arg
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal plans give equal text in every process."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True,
+                          separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The plan ``to_json`` wrote. Raises ValueError when the text is not one."""
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise ValueError("written by another version of attngen")
+            return cls(**{
+                **data,
+                "tensors": tuple(TensorArg(**{**t, "axes": tuple(t["axes"])})
+                                 for t in data["tensors"]),
+                "kernels": tuple(_kernel(k) for k in data["kernels"]),
+            })
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a plan: {error}") from None
+
+    def key(self) -> str:
+        """sha256 of the canonical JSON, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _kernel(data: dict[str, Any]) -> KernelPlan:
+    x, y, z = (GridDim(**g) for g in data["grid"])
+    return KernelPlan(**{
+        **data,
+        "fields": tuple(Field(**f) for f in data["fields"]),
+        "tensors": tuple(data["tensors"]),
+        "params": tuple(ParamArg(**p) for p in data["params"]),
+        "grid": (x, y, z),
+        "flags": tuple(data["flags"]),
+    })
+
+
+def struct_format(fields: Iterable[Field]) -> str:
+    """The ``struct`` format of ``Params`` as C lays it out: each member aligned to its own size and
+    the whole to the largest. Little-endian, as every target is."""
+    parts, offset, align = ["<"], 0, 1
+    for member in fields:
+        width = _WIDTH[member.ctype]
+        padding = -offset % width
+        parts.append(f"{padding}x" if padding else "")
+        parts.append(_CODE[member.ctype])
+        offset += padding + width
+        align = max(align, width)
+    tail = -offset % align
+    parts.append(f"{tail}x" if tail else "")
+    return "".join(parts)

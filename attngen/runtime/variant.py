@@ -1,0 +1,72 @@
+"""One variant of an attention, ready for tensors: allocates what it writes and runs its plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import knobs
+from . import operands
+from .launch import Buffer, Executable
+from .operands import Heads
+from .plan import ITEMSIZE, SIZE_OF, Plan, TensorArg
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Below this many multiply-adds, waking a second thread costs more than it saves (25 us against
+# about as long of work).
+_WORTH_THREADS = 400_000
+
+
+class Variant:
+    """The kernels for one dtype and alignment, called with checked tensors."""
+
+    def __init__(self, plan: Plan, fixed: Heads, *, emulate: bool) -> None:
+        import torch
+
+        self.executable = Executable(plan, emulate=emulate)
+        self._torch = torch
+        self._fixed = fixed
+        self._emulate = emulate
+        self._on_host = emulate or plan.target == "cpu"
+        self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
+        self._workspaces = tuple(t for t in plan.tensors if t.role == "workspace")
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, batch: int, seqlen_q: int, seqlen_k: int,
+            params: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """(o, lse) for operands that ``operands.check_tensors`` accepted. ``params`` holds
+        q_offset, kv_offset and kv_len, or their ``_ptr``."""
+        heads, groups, head_dim, head_dim_v = self._fixed
+        sizes = {"batch": batch, "heads": heads, "groups": groups, "seqlen_q": seqlen_q,
+                 "seqlen_k": seqlen_k, "head_dim": head_dim, "head_dim_v": head_dim_v}
+        shape = (batch, heads, seqlen_q, head_dim_v)
+        o = q.new_empty(shape) if q.is_contiguous() \
+            else q.new_empty_strided(shape, operands.ordered_strides(q, shape))
+        lse = q.new_empty(shape[:3], dtype=self._lse_dtype)
+        if not (batch and seqlen_q):
+            return o, lse
+        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+        for arg in self._workspaces:
+            tensors[arg.name] = self._workspace(arg, sizes, q)
+        span = operands.span_bytes if self._emulate else _unknown
+        buffers = {name: Buffer(t.data_ptr(), t.stride(), span(t)) for name, t in tensors.items()}
+        if self._on_host:
+            work = batch * heads * seqlen_q * seqlen_k * (head_dim + head_dim_v)
+            threads = 1 if work < _WORTH_THREADS else \
+                knobs.threads() or self._torch.get_num_threads()
+            self.executable.run(buffers, sizes, params, threads=threads)
+        else:
+            stream = self._torch.cuda.current_stream(q.device)
+            self.executable.run(buffers, sizes, params, stream=stream)
+        return o, lse
+
+    def _workspace(self, arg: TensorArg, sizes: dict[str, int], like: Tensor) -> Tensor:
+        shape = tuple(sizes[SIZE_OF[axis]] for axis in arg.axes)
+        strides = operands.padded_strides(shape, ITEMSIZE[arg.dtype])
+        # The whole of the padding belongs to it: the last row may be read in 16-byte pieces.
+        flat = like.new_empty(strides[0] * max(1, shape[0]), dtype=getattr(self._torch, arg.dtype))
+        return flat.as_strided(shape, strides)
+
+
+def _unknown(tensor: Any) -> int:
+    return 0
