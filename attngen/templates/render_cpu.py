@@ -1,0 +1,45 @@
+"""A placed kernel in, a complete C++ source and everything needed to call it out."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from ..errors import VerifyError
+from ..ir.stmt import Kernel
+from .device import BEGIN, END
+from .environment import render_template
+from .geometry import SIZE
+from .render import RenderedKernel
+from .view_cpu import cpu_fields, view_cpu
+
+# Files of the device layer, each may use those before it.
+_LAYER = ("types", "math", "tiles", "matrix")
+_EXTENT = {"b": "batch", "h": "heads", **SIZE}
+
+
+def render_cpu(kernel: Kernel) -> RenderedKernel:
+    """The C++ source of a placed kernel, device layer included, the same bytes every time. Its
+    entry is ``void entry(const Params*, int threads)``.
+
+    Raises VerifyError for a kernel that is not placed or holds what CPU kernels cannot,
+    ScheduleError for tiles the lanes or the stack do not take, and TemplateError when a template
+    fails.
+    """
+    if kernel.stage != "placed" or kernel.schedule.engine != "cpu":
+        raise VerifyError(f"{kernel.name} is {kernel.stage} for engine {kernel.schedule.engine}: "
+                          "place it for cpu first")
+    tile = {g.axis: g.tile for g in kernel.grid}
+    if set(tile) != {kernel.keep, "h", "b"} or tile["h"] != 1 or tile["b"] != 1:
+        raise VerifyError(f"{kernel.name}: the grid of a CPU kernel is {kernel.keep}, h and b")
+    view = view_cpu(kernel)
+    text = _device_layer() + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
+    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
+    return RenderedKernel(view.entry, text, cpu_fields(kernel), (x, y, z), 1, 0)
+
+
+@cache
+def _device_layer() -> str:
+    folder = Path(__file__).parent / "device" / "cpu"
+    parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in _LAYER]
+    return "\n".join([BEGIN, *parts, END]) + "\n"
