@@ -285,13 +285,28 @@ class KnobError(AttngenError, ValueError):
     """A setting outside its range. Example: ``ATTNGEN_VERIFY=7`` / ``expected one of 0, 1, 2``."""
 
 
+# -- the command line ---------------------------------------------------------------------------
+
+
+class UsageError(AttngenError, ValueError):
+    """A command line that says nothing that can be done. Example: ``argument --heads: invalid int
+    value: 'many'``."""
+
+    default_remedy = "`attngen --help` shows how; `attngen <command> --help` has examples."
+
+
 # -- the emulator -------------------------------------------------------------------------------
 
 
 class EmulatorError(AttngenError, RuntimeError):
-    """The emulated kernel did something a GPU would not promise to survive."""
+    """The emulated kernel did something a GPU would not promise to survive. ``line`` and
+    ``other_line`` count lines of the emitted text, ``thread`` is the index in its ``block``."""
 
     default_remedy = "Rerun with the same ATTNGEN_SEED to see the same schedule."
+    line: int | None = None
+    other_line: int | None = None
+    block: tuple[int, int, int] | None = None
+    thread: int | None = None
 
 
 class RaceError(EmulatorError):
