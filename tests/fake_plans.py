@@ -80,7 +80,7 @@ def causal(heads: int = 4, groups: int = 2, dim: int = 16, dim_v: int = 8,
                         dim_v=dim_v, real={"float32": "float", "float64": "double"}[dtype])
     kernel = KernelPlan(
         name=name, kind="forward", language="cpp", target="cpu", text=text, fields=fields,
-        tensors=tuple(t.name for t in args), params=PARAMS,
+        tensors=tuple(t.name for t in args), params=PARAMS, meta={},
         grid=(GridDim("seqlen_q", 16), GridDim(heads), GridDim("batch")))
     return Plan(spec_json=None, target="cpu", kind="forward", tensors=args, kernels=(kernel,),
                 sizes={"heads": heads, "groups": groups, "head_dim": dim, "head_dim_v": dim_v},
@@ -104,6 +104,8 @@ def copy_cuda(target: str = "sm_80", name: str = "copy_rows") -> Plan:
     kernel = KernelPlan(
         name=name, kind="forward", language="cuda", target=target,
         text=COPY_CUDA.format(struct=c_struct(fields), name=name), fields=fields,
-        tensors=tuple(t.name for t in args), params=PARAMS, threads=128, shared_bytes=65536,
+        tensors=tuple(t.name for t in args), params=PARAMS, meta={}, threads=128,
+        shared_bytes=65536,
         grid=(GridDim("seqlen_q", 128), GridDim(1), GridDim(1)))
-    return Plan(spec_json=None, target=target, kind="forward", tensors=args, kernels=(kernel,))
+    return Plan(spec_json=None, target=target, kind="forward", tensors=args, kernels=(kernel,),
+                sizes={}, variant={})

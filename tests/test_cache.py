@@ -17,7 +17,7 @@ import pytest
 from helpers import ROOT, run_python
 
 from attngen.errors import CacheCorruptError, CacheError, CacheUnsafeError, NotCachedError
-from attngen.runtime import cache, folder, notice, plans
+from attngen.runtime import cache, folder, notice
 from attngen.runtime.entry import key_of
 
 
@@ -315,27 +315,6 @@ def test_listing_clearing_and_verifying(place: Path) -> None:
     assert cache.clear("plan") == (1, listed["plan"].size)
     assert cache.clear() == (1, listed["so"].size)
     assert [p.name for p in place.iterdir()] == ["notes.txt"]
-
-
-def test_plans_are_stored_and_bound_to_the_sources(
-        place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fake_plans
-
-    calls = 0
-
-    def build() -> object:
-        nonlocal calls
-        calls += 1
-        return fake_plans.causal()
-
-    for _ in range(2):
-        assert plans.stored_plan("spec", "cpu", build) == fake_plans.causal()
-    assert calls == 1
-    monkeypatch.setattr(plans, "package_fingerprint", lambda: "other sources")
-    plans.stored_plan("spec", "cpu", build)
-    plans.stored_plan(None, "cpu", build)
-    plans.stored_plan(None, "cpu", build)
-    assert calls == 4
 
 
 def test_a_hit_in_a_new_process_is_quick_and_light(place: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from attngen import attention as attention_function
 from attngen import errors
 from attngen.attention import Attention
-from attngen.runtime.plan import KernelPlan, Plan, TensorArg
+from attngen.runtime.plan import Plan, TensorArg
 from attngen.spec import AttentionSpec
 
 SPEC = AttentionSpec(heads=4, groups=2, head_dim=16, head_dim_v=8, causal=True)
@@ -284,8 +284,6 @@ def test_source_build_and_description() -> None:
 
 
 def test_workspaces_are_allocated_with_padded_rows() -> None:
-    seen: dict[str, Any] = {}
-
     def plan_for(dtype: str, vectorized: bool) -> Plan:
         args = (*fake_plans.tensors(), TensorArg("s", ("b", "h", "i", "j"), "float32", "workspace"))
         fields = fake_plans.fields_of(args, fake_plans.PARAMS)
@@ -302,11 +300,9 @@ extern "C" void entry(const Params* p, int threads) {
   for (int64_t n = 0; n < p->batch * p->s_stride_b; ++n) s[n] = 1;
   spilling(p, threads);
 }"""
-        fields_of = {"text": text, "name": "entry", "fields": fields,
-                     "tensors": tuple(t.name for t in args)}
-        kernel = KernelPlan(**{**kernel.__dict__, **fields_of})
-        seen["plan"] = Plan(None, "cpu", "forward", args, (kernel,))
-        return seen["plan"]
+        kernel = kernel._replace(text=text, name="entry", fields=fields,
+                                 tensors=tuple(t.name for t in args))
+        return Plan(None, "cpu", "forward", args, (kernel,), {}, {})
 
     import ctypes
 

@@ -7,7 +7,6 @@ import signal
 import struct
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -61,8 +60,8 @@ def test_a_cpp_kernel_runs() -> None:
 @pytest.mark.parametrize("zero", ["batch", "seqlen_q"])
 def test_an_empty_grid_launches_nothing(zero: str) -> None:
     plan = fake_plans.causal(name="never_compiled")
-    crash = replace(plan.kernels[0], text="this does not compile")
-    executable = Executable(replace(plan, kernels=(crash,)))
+    crash = plan.kernels[0]._replace(text="this does not compile")
+    executable = Executable(plan._replace(kernels=(crash,)))
     executable.run(buffers_for(plan)[0], {**SIZES, zero: 0}, NUMBERS)
 
 
@@ -76,20 +75,20 @@ extern "C" void two(const Params* p, int threads) {{
   for (int n = 0; n < 4 * 3 * 8; ++n) o[n] *= 2;
 }}"""
     fields = fake_plans.fields_of((first.tensor("o"),), ())
-    doubling = replace(second.kernels[0], text=text.format(struct=fake_plans.c_struct(fields)),
+    doubling = second.kernels[0]._replace(text=text.format(struct=fake_plans.c_struct(fields)),
                        fields=fields, params=(), tensors=("o",))
     buffers, t = buffers_for(first)
     Executable(first).run(buffers, SIZES, NUMBERS)
     once = t["o"].clone()
-    Executable(replace(first, kernels=(first.kernels[0], doubling))).run(buffers, SIZES, NUMBERS)
+    Executable(first._replace(kernels=(first.kernels[0], doubling))).run(buffers, SIZES, NUMBERS)
     torch.testing.assert_close(t["o"], 2 * once)
 
 
 def test_text_without_its_entry() -> None:
     plan = fake_plans.causal()
-    lost = replace(plan.kernels[0], text='extern "C" void other() {}', name="wanted")
+    lost = plan.kernels[0]._replace(text='extern "C" void other() {}', name="wanted")
     with pytest.raises(LaunchError, match="kernel wanted has no such entry"):
-        Executable(replace(plan, kernels=(lost,))).build()
+        Executable(plan._replace(kernels=(lost,))).build()
 
 
 def test_hand_edited_text_replaces_the_generated_one(tmp_path: Path) -> None:
@@ -221,9 +220,9 @@ def test_device_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LaunchError, match="CUDA_ERROR_INVALID_VALUE") as refused:
         run(plan)
     assert "65536 B shared memory" in str(refused.value)
-    kernel = replace(plan.kernels[0], grid=(GridDim(1), GridDim(1), GridDim("batch")))
+    kernel = plan.kernels[0]._replace(grid=(GridDim(1), GridDim(1), GridDim("batch")))
     with pytest.raises(LaunchError, match="too many blocks along z"):
-        run(replace(plan, kernels=(kernel,)), {**SIZES, "batch": 65536})
+        run(plan._replace(kernels=(kernel,)), {**SIZES, "batch": 65536})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(LaunchError, match="Call it once before the capture"):
         run(plan)

@@ -14,9 +14,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import knobs
 from ..errors import CacheCorruptError, CacheError, CacheUnsafeError, NotCachedError
@@ -31,8 +31,7 @@ _NAME = re.compile(r"(?P<kind>[a-z][a-z0-9_]*)-[0-9a-f]{40}")
 _memory: dict[str, Entry] = {}
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """One file of the cache. ``problem`` is empty for a good entry."""
 
     path: Path
@@ -159,7 +158,7 @@ def verify() -> list[Listing]:
         try:
             unpack(read_bytes(file), file)
         except (CacheError, OSError) as problem:
-            bad.append(replace(_listing(file), problem=str(problem).splitlines()[0]))
+            bad.append(_listing(file)._replace(problem=str(problem).splitlines()[0]))
     return bad
 
 

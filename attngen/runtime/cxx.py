@@ -10,9 +10,9 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import knobs
 from ..errors import CompileError, NoCompilerError
@@ -28,8 +28,7 @@ _OPENMP = "-fopenmp"
 _SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class Compiler:
+class Compiler(NamedTuple):
     """A C++ compiler: the command, its ``--version``, and a hash of that, of its file and of the
     processor, which decides what ``-march=native`` means."""
 

@@ -24,6 +24,7 @@ class DeviceKernel:
 
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = plan
+        self.counters = None
         self._cubin: Cubin | None = None
         self._functions: dict[int, Any] = {}  # by device index
 

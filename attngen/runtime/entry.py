@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CacheCorruptError, CacheUnsafeError
 
@@ -40,8 +40,7 @@ class Entry:
     path: Path | None = None
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What the end of an entry's file says, read without its payload."""
 
     kind: str

@@ -35,6 +35,7 @@ class HostKernel:
 
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = plan
+        self.counters = None
         self._library: ctypes.CDLL | None = None
         self._function: Any = None
 

@@ -7,15 +7,11 @@ through CuPy (``device_kernel``), or CUDA on the CPU under the emulator (``emula
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from .. import knobs
 from ..errors import OverrideWarning
 from . import notice
-from .device_kernel import DeviceKernel
-from .emulated_kernel import EmulatedKernel
-from .host_kernel import HostKernel
 from .params import Packer
 from .plan import KernelPlan, Plan
 
@@ -42,7 +38,10 @@ class Call(NamedTuple):
 
 
 class Kernel(Protocol):
-    """A compiled kernel, whatever it runs on."""
+    """A compiled kernel, whatever it runs on; ``counters`` are the emulator's, of its last launch,
+    and None elsewhere."""
+
+    counters: Any
 
     def build(self) -> Any:
         """Compile, or find in the cache, and load as far as this machine allows."""
@@ -72,17 +71,20 @@ class Executable:
         return self._kernels
 
     def _runnable(self, kernel: KernelPlan) -> Kernel:
+        """Each way of running is loaded when it is first needed: a warm start is short."""
         if kernel.language == "cpp":
+            from .host_kernel import HostKernel
             return HostKernel(kernel)
         if self.emulate:
+            from .emulated_kernel import EmulatedKernel
             return EmulatedKernel(kernel, self.plan.tensors)
+        from .device_kernel import DeviceKernel
         return DeviceKernel(kernel)
 
     @property
     def counters(self) -> tuple[Any, ...]:
         """What the emulator counted in the last run, one per kernel launched; empty otherwise."""
-        return tuple(k.counters for k in self.kernels()
-                     if isinstance(k, EmulatedKernel) and k.counters is not None)
+        return tuple(k.counters for k in self.kernels() if k.counters is not None)
 
     def run(self, buffers: Mapping[str, Buffer], sizes: Mapping[str, int],
             params: Mapping[str, int], *, stream: Any = None, threads: int = 1) -> None:
@@ -109,4 +111,4 @@ def overridden(kernel: KernelPlan) -> KernelPlan:
     if path is None or not path.is_file():
         return kernel
     notice.once(OverrideWarning(f"running {path} instead of the generated text"))
-    return replace(kernel, text=path.read_text())
+    return kernel._replace(text=path.read_text())

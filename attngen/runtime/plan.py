@@ -1,4 +1,4 @@
-"""Plans: everything the runtime needs to know about kernels, as plain frozen data.
+"""Plans: everything the runtime needs to know about kernels, as named tuples.
 
 A plan is made once from the placed graph and then travels alone, through the disk cache as JSON,
 so a process that finds its plan there never loads the compiler. A ``Plan`` names the tensors of one
@@ -14,14 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Role = Literal["input", "output", "workspace"]
 Ctype = Literal["pointer", "int64", "int32", "float32", "float64"]
 Language = Literal["cuda", "cpp"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 SIZE_OF: dict[str, str] = {
     "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k",
@@ -36,8 +35,7 @@ _CODE: dict[str, str] = {"pointer": "Q", "int64": "q", "int32": "i", "float32": 
 _WIDTH: dict[str, int] = {"pointer": 8, "int64": 8, "int32": 4, "float32": 4, "float64": 8}
 
 
-@dataclass(frozen=True)
-class TensorArg:
+class TensorArg(NamedTuple):
     """A tensor the kernels read or write; its strides are given in the order of ``axes``."""
 
     name: str
@@ -46,8 +44,7 @@ class TensorArg:
     role: Role
 
 
-@dataclass(frozen=True)
-class ParamArg:
+class ParamArg(NamedTuple):
     """A number given at each call. ``per_batch``: either one value for the whole batch (field
     ``name``, used while the field ``name_ptr`` is null) or a device pointer to int32 [batch]."""
 
@@ -56,16 +53,14 @@ class ParamArg:
     per_batch: bool = False
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One member of the C struct ``Params``."""
 
     name: str
     ctype: Ctype
 
 
-@dataclass(frozen=True)
-class GridDim:
+class GridDim(NamedTuple):
     """Blocks along one grid axis: ceil(extent / tile). ``axis_extent`` is the name of a run-time
     size (``"seqlen_q"``) or a constant."""
 
@@ -81,8 +76,7 @@ class GridDim:
 ONE = GridDim(1, 1)
 
 
-@dataclass(frozen=True)
-class KernelPlan:
+class KernelPlan(NamedTuple):
     """One kernel: text, entry point, arguments and launch shape.
 
     ``name`` is the ``extern "C"`` entry: for ``cuda`` ``__global__ void name(Params)``, for ``cpp``
@@ -99,15 +93,14 @@ class KernelPlan:
     fields: tuple[Field, ...]
     tensors: tuple[str, ...]
     params: tuple[ParamArg, ...]
+    meta: dict[str, Any]
     grid: tuple[GridDim, GridDim, GridDim] = (ONE, ONE, ONE)
     threads: int = 1
     shared_bytes: int = 0
     flags: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The kernels that together compute one variant for one dtype and alignment.
 
     ``sizes`` holds what is fixed at compile time (heads, groups, head_dim, head_dim_v, the
@@ -120,8 +113,8 @@ class Plan:
     kind: str
     tensors: tuple[TensorArg, ...]
     kernels: tuple[KernelPlan, ...]
-    sizes: dict[str, Any] = field(default_factory=dict)
-    variant: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any]
+    variant: dict[str, Any]
 
     def tensor(self, name: str) -> TensorArg:
         """The tensor called ``name``. Raises KeyError."""
@@ -132,23 +125,21 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical JSON: equal plans give equal text in every process."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True,
-                          separators=(",", ":"))
+        return json.dumps([SCHEMA, *self], sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
         """The plan ``to_json`` wrote. Raises ValueError when the text is not one."""
         try:
-            data = json.loads(text)
-            if data.pop("schema") != SCHEMA:
+            schema, *values = json.loads(text)
+            if schema != SCHEMA:
                 raise ValueError("written by another version of attngen")
-            return cls(**{
-                **data,
-                "tensors": tuple(TensorArg(**{**t, "axes": tuple(t["axes"])})
-                                 for t in data["tensors"]),
-                "kernels": tuple(_kernel(k) for k in data["kernels"]),
-            })
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            plan = cls(*values)
+            return plan._replace(
+                tensors=tuple(TensorArg(name, tuple(axes), dtype, role)
+                              for name, axes, dtype, role in plan.tensors),
+                kernels=tuple(_kernel(values) for values in plan.kernels))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error}") from None
 
     def key(self) -> str:
@@ -156,16 +147,13 @@ class Plan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def _kernel(data: dict[str, Any]) -> KernelPlan:
-    x, y, z = (GridDim(**g) for g in data["grid"])
-    return KernelPlan(**{
-        **data,
-        "fields": tuple(Field(**f) for f in data["fields"]),
-        "tensors": tuple(data["tensors"]),
-        "params": tuple(ParamArg(**p) for p in data["params"]),
-        "grid": (x, y, z),
-        "flags": tuple(data["flags"]),
-    })
+def _kernel(values: Iterable[Any]) -> KernelPlan:
+    kernel = KernelPlan(*values)
+    x, y, z = (GridDim(*dim) for dim in kernel.grid)
+    return kernel._replace(
+        fields=tuple(Field(*f) for f in kernel.fields), tensors=tuple(kernel.tensors),
+        params=tuple(ParamArg(*p) for p in kernel.params), grid=(x, y, z),
+        flags=tuple(kernel.flags))
 
 
 def struct_format(fields: Iterable[Field]) -> str:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import NotDeliveredError, UnknownTargetError
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One machine. Sizes in bytes, ``matrix_flops`` (16-bit inputs, float32 sums) and
     ``scalar_flops`` (float32) in FLOP/s, ``bandwidth`` of device memory in bytes/s."""
 
