@@ -228,6 +228,16 @@ def test_device_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         run(plan)
 
 
+def test_without_a_gpu_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = fake_plans.copy_cuda()
+    with pytest.raises(NoDeviceError, match="target sm_80 needs a GPU") as refused:
+        Executable(plan).run(buffers_for(plan)[0], SIZES, NUMBERS)
+    assert "emulate=True" in refused.value.remedy
+    (cubin,) = Executable(plan).build()  # the machine code needs none
+    assert cubin.code.startswith(b"\x7fELF")
+
+
 def test_without_cupy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(NoDeviceError, match=r'pip install "attngen\[cuda13\]"'):

@@ -48,19 +48,26 @@ class DeviceKernel:
         return self._cubin
 
     def launch(self, packed: bytes, grid: tuple[int, int, int], call: Call) -> None:
-        """Queue on ``call.stream``. Raises LaunchError, DeviceError and NoDeviceError."""
+        """Queue on ``call.stream``, torch's current one by default. Raises LaunchError,
+        DeviceError and NoDeviceError."""
         import numpy
         import torch
 
         _check_grid(self.plan.name, grid)
-        device = call.stream.device_index
+        stream = call.stream
+        if stream is None:
+            if not torch.cuda.is_available():
+                raise NoDeviceError(f"target {self.plan.target} needs a GPU; none is visible",
+                                    where=f"kernel {self.plan.name}")
+            stream = torch.cuda.current_stream()
+        device = stream.device_index
         # A numpy array of one element goes to the kernel by value, whatever its size in bytes.
         argument = numpy.frombuffer(packed, dtype=f"V{len(packed)}")
         with torch.cuda.device(device):
             function = self._functions.get(device) or self._function(device)
             try:
                 function(grid, (self.plan.threads, 1, 1), (argument,), self.plan.shared_bytes,
-                         cupy_stream(call.stream))
+                         cupy_stream(stream))
             except Exception as problem:  # CuPy's driver errors have no public base
                 raise LaunchError(
                     f"kernel {self.plan.name} was not launched: {problem}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import knobs
 from . import operands
@@ -48,8 +48,11 @@ class Variant:
         tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
         for arg in self._workspaces:
             tensors[arg.name] = self._workspace(arg, sizes, q)
-        span = operands.span_bytes if self._emulate else _unknown
-        buffers = {name: Buffer(t.data_ptr(), t.stride(), span(t)) for name, t in tensors.items()}
+        if self._emulate:
+            buffers = {name: Buffer(t.data_ptr(), t.stride(), operands.span_bytes(t))
+                       for name, t in tensors.items()}
+        else:
+            buffers = {name: Buffer(t.data_ptr(), t.stride()) for name, t in tensors.items()}
         if self._on_host:
             work = batch * heads * seqlen_q * seqlen_k * (head_dim + head_dim_v)
             threads = 1 if work < _WORTH_THREADS else \
@@ -66,7 +69,3 @@ class Variant:
         # The whole of the padding belongs to it: the last row may be read in 16-byte pieces.
         flat = like.new_empty(strides[0] * max(1, shape[0]), dtype=getattr(self._torch, arg.dtype))
         return flat.as_strided(shape, strides)
-
-
-def _unknown(tensor: Any) -> int:
-    return 0
