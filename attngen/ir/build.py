@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..spec import AttentionSpec
 from .graph import Graph, Region
-from .node import Node, by_head, cast, const, contract, idx, make, param, reduce, tensor
+from .node import Node, by_head, cast, const, contract, idx, interning, make, param, reduce, tensor
 from .stmt import Tensor
 from .trace import trace
 
@@ -17,6 +17,11 @@ def build_forward(spec: AttentionSpec, dtype: str) -> Graph:
 
     Raises TraceError when a user's callable cannot be traced.
     """
+    with interning():
+        return _build_forward(spec, dtype)
+
+
+def _build_forward(spec: AttentionSpec, dtype: str) -> Graph:
     compute = "float64" if dtype == "float64" else "float32"
     heads = tuple(spec.kv_head(h) for h in range(spec.heads))
     b, h = idx("b"), idx("h")

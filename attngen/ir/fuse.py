@@ -13,7 +13,7 @@ import networkx as nx
 
 from ..errors import FusionError
 from .graph import Graph, Region, launch_network
-from .node import Node, substitute, tensor, walk
+from .node import Node, interning, substitute, tensor, walk
 from .stmt import Tensor
 from .stream import stream_region
 
@@ -25,19 +25,23 @@ def fuse(graph: Graph, enabled: bool = True, keep: str = "i", loop: str = "j") -
     """
     regions: list[Region] = []
     tensors = list(graph.tensors)
-    for region in graph.regions:
-        if enabled:
-            regions.append(region)
-        else:
-            cut, workspaces = _materialise(region, keep, loop)
-            regions += cut
-            tensors += workspaces
-    streamed = tuple(_stream(r, loop) for r in regions)
+    with interning(*(n for r in graph.regions for n in r.roots)):
+        for region in graph.regions:
+            if enabled:
+                regions.append(region)
+            else:
+                cut, workspaces = _materialise(region, keep, loop)
+                regions += cut
+                tensors += workspaces
+        streamed = tuple(_stream(r, loop) for r in regions)
     out = replace(graph, stage="fused", kernels=streamed, tensors=tuple(tensors))
-    if not nx.is_directed_acyclic_graph(launch_network(out)):
+    net = launch_network(out)
+    if not nx.is_directed_acyclic_graph(net):
         raise FusionError("the regions depend on each other in a circle: "
                           f"{', '.join(r.name for r in streamed)}; fuse them into one")
-    return out
+    order = nx.lexicographical_topological_sort(
+        net, key=lambda n: n if isinstance(n, int) else -1)
+    return replace(out, kernels=tuple(streamed[n] for n in order if isinstance(n, int)))
 
 
 def _stream(region: Region, loop: str) -> Region:

@@ -113,19 +113,20 @@ def kernel_network(kernel: Kernel) -> nx.MultiDiGraph:
 
 
 def launch_network(graph: Graph) -> nx.MultiDiGraph:
-    """Kernels and device tensors: who writes what for whom."""
+    """Kernels (numbered in launch order) and device tensors: who writes what for whom."""
     net = nx.MultiDiGraph()
-    for kernel in graph.kernels:
-        net.add_node(kernel.name, kind="kernel")
+    net.add_nodes_from(t.name for t in graph.tensors)
+    for number, kernel in enumerate(graph.kernels):
+        net.add_node(number, kernel=kernel.name)
         if isinstance(kernel, Region):
             read, written = kernel.inputs, tuple(t.name for t, _ in kernel.outputs)
         else:
             written = tuple(t.name for t in kernel.tensors if _writes(kernel, t.name))
             read = tuple(t.name for t in kernel.tensors if t.name not in written)
         for name in read:
-            net.add_edge(name, kernel.name, key=name)
+            net.add_edge(name, number, key=name)
         for name in written:
-            net.add_edge(kernel.name, name, key=name)
+            net.add_edge(number, name, key=name)
     return net
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import VerifyError
-from .bounds import add_bounds, extent
+from .bounds import add_bounds, extent, hidden_is_neutral
 from .graph import Graph, Region
-from .node import AXES, Node, const, is_cheap, make, rebuild, substitute, value, walk
+from .loops import REDUCTIONS, Loops
+from .node import AXES, Node, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
-from .ranges import Bounds, TileRange, solve, tile_range
+from .ranges import solve_masks, tile_range
 from .stmt import (
     Copy,
     Fill,
@@ -37,7 +38,6 @@ from .stmt import (
 from .stream import rescale_factor
 
 _GRID_AXES = ("b", "h", "g")
-_KIND_ORDER = {"reduce": 0, "stream_sum": 1, "stream_contract": 2, "contract": 3}
 
 
 def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: str = "i",
@@ -48,10 +48,12 @@ def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: 
 
     Raises VerifyError for what tiles cannot express, naming the node.
     """
-    kernels = tuple(
-        _Lowering(r, graph, schedule if isinstance(schedule, Schedule) else schedule(r), keep,
-                  loop).kernel() for r in graph.regions)
-    return Graph("tiled", kernels, graph.tensors, graph.sizes)
+    kernels = []
+    for region in graph.regions:
+        plan = schedule if isinstance(schedule, Schedule) else schedule(region)
+        with interning(*region.roots):
+            kernels.append(_Lowering(region, graph, plan, keep, loop).kernel())
+    return Graph("tiled", tuple(kernels), graph.tensors, graph.sizes)
 
 
 class _Lowering:
@@ -67,11 +69,9 @@ class _Lowering:
         self.kept: dict[str, str] = {}  # node -> value, outside loops
         self.local: dict[str, str] = {}  # node -> value, in the current loop
         self.current = -1
-        self.levels: dict[str, int] = {}
-        self.moving: dict[str, bool] = {}
+        self.loops = Loops(loop)
         roots = add_bounds(region.roots, loop)
-        self.writes_loop = any(loop in r.axes for r in roots)
-        roots, self.range = self._solve_masks(roots)
+        roots = self._solve_masks(roots)
         self.roots = self._run_streams(roots)
         self.uses: dict[str, int] = {}
         for node in walk(*self.roots):
@@ -80,21 +80,13 @@ class _Lowering:
 
     # -- preparation ---------------------------------------------------------------------
 
-    def _solve_masks(self, roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], TileRange]:
+    def _solve_masks(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
         """visible(mask) → visible(lower ≤ j < upper ∧ rest), and the tile ranges."""
-        masks = [n for n in walk(*roots) if n.op == "visible" and self.loop in n.axes]
-        solved = {n: solve(n.args[0], self.loop) for n in masks}
-        table = {n: make("visible", b.predicate(self.loop), axes=n.axes, dtype="bool")
-                 for n, b in solved.items()}
-        self.hints = {node.key: f"{self.loop}_{side}" for b in solved.values()
-                      for side, node in (("begin", b.lower), ("end", b.upper)) if node is not None}
-        self.origins = {node.key: b.origin for m, b in solved.items()
-                        for node in (table[m], b.lower, b.upper) if node is not None}
-        everything = Bounds(None, None, None if len(masks) < 2 else const(True))
-        bounds = next(iter(solved.values())) if len(masks) == 1 else everything
-        ranges = tile_range(bounds, self.loop, self.keep, extent(self.loop),
-                            self.schedule.block_n, self.writes_loop)
-        return tuple(substitute(r, table) for r in roots), ranges
+        self.masks = solve_masks(roots, self.loop)
+        every = any(self.loop in r.axes for r in roots) or not hidden_is_neutral(roots, self.loop)
+        self.range = tile_range(self.masks.bounds, self.loop, self.keep, extent(self.loop),
+                                self.schedule.block_n, every)
+        return tuple(substitute(r, self.masks.table) for r in roots)
 
     def _run_streams(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
         """Operands of streaming sums read the maximum so far instead of the final one."""
@@ -115,36 +107,14 @@ class _Lowering:
 
     # -- where a node lives ----------------------------------------------------------------
 
-    def _over_loop(self, n: Node) -> bool:
-        return n.op in _KIND_ORDER and n.attr("over") == self.loop
-
-    def _level(self, n: Node) -> int:
-        """How many loops must have finished before ``n`` can be computed."""
-        if n.key not in self.levels:
-            for m in walk(n):
-                level = max((self.levels[a.key] for a in m.args), default=0)
-                if m.op.startswith("stream_"):
-                    level = max(self.levels[a.key] for a in (*m.args[:-1], m.args[-1].args[0]))
-                self.levels[m.key] = level + self._over_loop(m)
-        return self.levels[n.key]
-
-    def _moves(self, n: Node) -> bool:
-        """True when ``n`` changes from one loop iteration to the next."""
-        if n.key not in self.moving:
-            for m in walk(n):
-                self.moving[m.key] = not self._over_loop(m) and (
-                    self.loop in m.axes or m.op == "value"
-                    or any(self.moving[a.key] for a in m.args))
-        return self.moving[n.key]
-
     def _tile_axes(self, n: Node) -> tuple[str, ...]:
         axes = [a for a in n.axes if a not in _GRID_AXES]
         return tuple(sorted(axes, key=lambda a: (a != self.keep, a != self.loop, a)))
 
     def _out(self, n: Node) -> list[Stmt]:
-        if self._moves(n):
+        if self.loops.moves(n):
             return self.bodies[self.current]
-        return self.outer.setdefault(self._level(n), [])
+        return self.outer.setdefault(self.loops.level(n), [])
 
     def _extent(self, axis: str) -> int:
         if axis in (self.keep, self.loop):
@@ -165,8 +135,10 @@ class _Lowering:
 
     def kernel(self) -> Kernel:
         """The whole kernel: loops in order of the results they finish, then the stores."""
-        self._emit_ranges()
-        for number in range(self._loops()):
+        loops = self._loop_count()
+        if loops:
+            self._emit_ranges()
+        for number in range(loops):
             self._emit_loop(number)
         self.current = -1
         for (t, _), root in zip(self.region.outputs, self.roots, strict=True):
@@ -187,9 +159,9 @@ class _Lowering:
             tuple(sorted(self.params.values(), key=lambda p: (p.per_batch, p.name))),
             tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes)
 
-    def _loops(self) -> int:
-        finished = [self._level(n) for n in walk(*self.roots) if self._over_loop(n)]
-        stores = [self._level(r) + 1 for r in self.roots if self.loop in r.axes]
+    def _loop_count(self) -> int:
+        finished = [self.loops.level(n) for n in walk(*self.roots) if self.loops.over(n)]
+        stores = [self.loops.level(r) + 1 for r in self.roots if self.loop in r.axes]
         return max([0, *finished, *stores])
 
     def _emit_ranges(self) -> None:
@@ -205,11 +177,11 @@ class _Lowering:
         self.current, self.local = number, {}
         self.bodies[number] = []
         reductions = [n for n in walk(*self.roots)
-                      if self._over_loop(n) and self._level(n) == number + 1]
-        for n in sorted(reductions, key=lambda n: _KIND_ORDER[n.op]):
+                      if self.loops.over(n) and self.loops.level(n) == number + 1]
+        for n in sorted(reductions, key=lambda n: REDUCTIONS[n.op]):
             self._accumulate(n)
         for (t, _), root in zip(self.region.outputs, self.roots, strict=True):
-            if self.loop in root.axes and self._level(root) == number:
+            if self.loop in root.axes and self.loops.level(root) == number:
                 self._store(t, root)
 
     def _accumulate(self, n: Node) -> None:
@@ -265,7 +237,7 @@ class _Lowering:
             root = root.args[0]  # a store converts to the tensor's type
         name = self._emit(root, t.name.removeprefix("w_") + "_out")
         target = (self.bodies[self.current] if self.current >= 0
-                  else self.outer.setdefault(self._level(root), []))
+                  else self.outer.setdefault(self.loops.level(root), []))
         target.append(Store(t.name, name, origin=t.name))
 
     # -- values ----------------------------------------------------------------------------
@@ -274,7 +246,7 @@ class _Lowering:
         """Make ``n`` a value, once per place, and return its name."""
         if n.op == "value":
             return str(n.attr("name"))
-        memo = self.local if self._moves(n) else self.kept
+        memo = self.local if self.loops.moves(n) else self.kept
         if n.key in memo:
             return memo[n.key]
         name = self._compute(n, hint)
@@ -305,13 +277,13 @@ class _Lowering:
         axes = self._tile_axes(n)
         expr = self._expr(n, axes, top=True)
         name = self._new(hint or self._hint(n), n)
-        out.append(Map((name,), (expr,), axes, origin=self.origins.get(n.key, n.origin)))
+        out.append(Map((name,), (expr,), axes, origin=self.masks.origins.get(n.key, n.origin)))
         return name
 
     def _hint(self, n: Node) -> str:
         """A readable name for a computed value."""
-        if n.key in self.hints:
-            return self.hints[n.key]
+        if n.key in self.masks.names:
+            return self.masks.names[n.key]
         base = n.origin or "limit" if n.dtype == "int32" else n.origin or "x"
         return {"recip0": f"inv_{base}", "mul": f"{base}_scaled"}.get(n.op, base)
 
@@ -326,7 +298,7 @@ class _Lowering:
         seen = self._expr(test.args[0], axes, top=True)
         expr = make("where", seen, value(name, n.axes, n.dtype), other)
         out.append(Map((name,), (expr,), axes, when="partial",
-                       origin=self.origins.get(test.key, n.origin)))
+                       origin=self.masks.origins.get(test.key, n.origin)))
         return name
 
     def _expr(self, n: Node, axes: tuple[str, ...], top: bool = False) -> Node:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -50,7 +52,23 @@ class Node:
         return f"{self.op}({inside})"
 
 
-_interned: WeakValueDictionary[str, Node] = WeakValueDictionary()
+# Every node made so far, by key. Nodes made outside of ``interning`` live as long as they are used.
+_interned: ContextVar[MutableMapping[str, Node]] = ContextVar(
+    "attngen_nodes", default=WeakValueDictionary())  # noqa: B039
+
+
+@contextmanager
+def interning(*roots: Node) -> Iterator[None]:
+    """Inside, new nodes are shared with each other and with the roots' nodes alone.
+
+    A node keeps the origin it was first made with. So what a pass returns, names and comments
+    included, follows from its own graph and not from what else the process has compiled.
+    """
+    token = _interned.set({n.key: n for n in walk(*roots)})
+    try:
+        yield
+    finally:
+        _interned.reset(token)
 
 
 def _encode(value: Hashable) -> str:
@@ -64,10 +82,10 @@ def _intern(op: str, args: tuple[Node, ...], attrs: dict[str, Hashable], axes: I
     text = "|".join([op, dtype, "".join(ordered), *(a.key for a in args),
                      *(f"{k}={_encode(v)}" for k, v in items)])
     key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    node = _interned.get(key)
+    known = _interned.get()
+    node = known.get(key)
     if node is None:
-        node = Node(op, args, items, ordered, dtype, key, origin)
-        _interned[key] = node
+        node = known[key] = Node(op, args, items, ordered, dtype, key, origin)
     return node
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .algebra import FOLD, REBASE
 from .graph import Graph, Region
+from .node import interning
 from .rewrite import Rule, rewrite
 from .show import diff, graph_text
 from .verify import verify
@@ -33,7 +34,9 @@ class PassRecord:
 
 
 def _rewritten(graph: Graph, rules: tuple[Rule, ...]) -> Graph:
-    roots = rewrite([n for r in graph.regions for n in r.roots], rules)
+    before = [n for r in graph.regions for n in r.roots]
+    with interning(*before):
+        roots = rewrite(before, rules)
     rest = iter(roots)
     return graph.with_regions(tuple(
         Region(r.name, tuple((t, next(rest)) for t, _ in r.outputs)) for r in graph.regions))

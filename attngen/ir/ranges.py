@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from .algebra import simplify
 from .interval import interval
-from .node import Node, const, idx, make
+from .node import Node, const, idx, make, walk
 from .ops import FLOATS
 
 
@@ -75,12 +75,47 @@ def solve(predicate: Node, axis: str) -> Bounds:
                   ", ".join(origins))
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a region: ``bounds`` of all of them together, ``table`` from each visible node
+    to the same written as bounds, and by node key the ``names`` bounds get as values and the
+    ``origins`` of what is computed from them."""
+
+    bounds: Bounds
+    table: dict[Node, Node]
+    names: dict[str, str]
+    origins: dict[str, str]
+
+
+def solve_masks(roots: tuple[Node, ...], axis: str) -> Masks:
+    """Solve every mask the roots put on the index of ``axis``.
+
+        visible(mask)   →   visible(lower ≤ j < upper ∧ rest)
+    """
+    masks = [n for n in walk(*roots) if n.op == "visible" and axis in n.axes]
+    together = const(True)
+    table: dict[Node, Node] = {}
+    names: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for mask in masks:
+        together = make("and", together, mask.args[0])
+        b = solve(mask.args[0], axis)
+        table[mask] = make("visible", b.predicate(axis), axes=mask.axes, dtype="bool")
+        for side, node in (("begin", b.lower), ("end", b.upper)):
+            if node is not None:
+                names[node.key] = f"{axis}_{side}"
+        for node in (table[mask], b.lower, b.upper):
+            if node is not None:
+                origins[node.key] = b.origin
+    return Masks(solve(together, axis), table, names, origins)
+
+
 def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
                all_tiles: bool = False) -> TileRange:
     """Ranges of ``block``-wide tiles of ``axis`` for one tile of ``keep``.
 
-    ``extent`` is the length of the axis. ``all_tiles`` visits every tile, as a kernel that writes
-    them must.
+    ``extent`` is the length of the axis. ``all_tiles`` visits every tile, as a kernel must that
+    writes them or to whose results hidden keys matter.
     """
     zero, width = const(0), const(block)
     low_any = low_all = zero
@@ -98,9 +133,12 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
     if all_tiles:
         low_any, high_any = zero, extent
     up = const(block - 1)
+    end = make("floordiv", make("add", high_any, up), width)
+    if low_any is not zero:  # bounds that cross inside a tile leave nothing in it
+        end = make("where", make("lt", low_any, high_any), end, zero)
     return TileRange(
         begin=simplify(make("floordiv", low_any, width)),
-        end=simplify(make("floordiv", make("add", high_any, up), width)),
+        end=simplify(end),
         full_begin=simplify(make("floordiv", make("add", low_all, up), width)),
         full_end=simplify(make("floordiv", high_all, width)),
     )
@@ -113,6 +151,8 @@ def _conjuncts(n: Node) -> list[Node]:
 def _join(op: str, parts: list[Node]) -> Node | None:
     if not parts:
         return None
+    # In an order of their own, not of the mask's spelling; what varies least is joined first.
+    parts = sorted(dict.fromkeys(parts), key=lambda n: (len(n.axes), n.key))
     out = parts[0]
     for part in parts[1:]:
         out = make(op, out, part, origin=out.origin)

@@ -34,10 +34,22 @@ def verify(graph: Graph) -> Graph:
     else:
         for kernel in graph.tiles:
             check_kernel(graph, kernel)
-    if not nx.is_directed_acyclic_graph(launch_network(graph)):
-        raise VerifyError("kernels depend on each other in a circle: "
-                          f"{', '.join(k.name for k in graph.kernels)}")
+    check_order(graph)
     return graph
+
+
+def check_order(graph: Graph) -> None:
+    """Kernel names are unique, and a kernel reads what earlier ones wrote."""
+    names = [k.name for k in graph.kernels]
+    if len(set(names)) != len(names):
+        raise VerifyError(f"two kernels share a name: {', '.join(sorted(names))}")
+    net = launch_network(graph)
+    for number, kernel in enumerate(graph.kernels):
+        for name in net.predecessors(number):
+            late = [n for n in net.predecessors(name) if n >= number]
+            if late:
+                raise VerifyError(f"kernel {kernel.name} reads {name} before "
+                                  f"{graph.kernels[late[0]].name} writes it")
 
 
 def check_tensors(graph: Graph) -> None:
@@ -62,7 +74,7 @@ def check_tensors(graph: Graph) -> None:
             raise VerifyError(f"tensor {t.name} maps heads without an axis g")
     net = launch_network(graph)
     for t in graph.tensors:
-        writers = net.in_degree(t.name) if t.name in net else 0
+        writers = net.in_degree(t.name)
         if writers != (0 if t.role == "input" else 1):
             raise VerifyError(f"tensor {t.name} ({t.role}) is written by {writers} kernels")
 
