@@ -207,15 +207,20 @@ def by_head(x: Node, heads: tuple[int, ...], origin: str = "") -> Node:
 def walk(*roots: Node) -> Iterator[Node]:
     """Every node reachable from the roots, operands before users, each once."""
     seen: set[str] = set()
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(roots)]
+    stack: list[Node | None] = list(reversed(roots))
     while stack:
-        node, done = stack.pop()
-        if done:
-            yield node
+        node = stack.pop()
+        if node is None:  # all operands of the node below have been yielded
+            done = stack.pop()
+            assert done is not None
+            yield done
         elif node.key not in seen:
             seen.add(node.key)
-            stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args))
+            if not node.args:
+                yield node
+                continue
+            stack += (node, None)
+            stack.extend(reversed(node.args))
 
 
 def rebuild(node: Node, args: tuple[Node, ...]) -> Node:

@@ -8,83 +8,133 @@ synchronisation a kernel can do without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .stmt import Barrier, Commit, Copy, Issue, Kernel, Loop, Stmt, Wait, reads
 
 _TRIPS = range(7)  # covers prologue, steady state and drain of rings up to four stages
 
+Slot = tuple[str, int]  # a shared value and which of its stages
+
+
+class _Event(NamedTuple):
+    """A statement as far as shared memory is concerned; ``number`` counts all statements."""
+
+    number: int
+    kind: str  # issue commit wait barrier copy read
+    name: str = ""
+    argument: int | None = None  # how far ahead, how many pending, 1 for a barrier of the block
+
+
+Program = list[tuple[bool, list[_Event]]]  # straight pieces and loop bodies (true), in order
+
+
+def _program(kernel: Kernel) -> Program:
+    shared = {v.name for v in kernel.values if v.space == "shared"}
+    program: Program = [(False, [])]
+    number = 0
+
+    def visit(body: Iterable[Stmt]) -> None:
+        nonlocal number
+        for stmt in body:
+            events = program[-1][1]
+            events += [_Event(number, "read", n) for n in reads(stmt) if n in shared]
+            match stmt:
+                case Issue(dst=d, ahead=ahead):
+                    events.append(_Event(number, "issue", d, ahead))
+                case Commit():
+                    events.append(_Event(number, "commit"))
+                case Wait(pending=n):
+                    events.append(_Event(number, "wait", "", n))
+                case Barrier(scope=scope):
+                    events.append(_Event(number, "barrier", "", int(scope == "block")))
+                case Copy(dst=d) if d in shared:
+                    events.append(_Event(number, "copy", d))
+            number += 1
+            if isinstance(stmt, Loop):
+                program.append((True, []))
+                visit(stmt.body)
+                program.append((False, []))
+
+    visit(kernel.body)
+    return program
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """What a run needs to know of a shared value."""
+
+    stages: int
+    moves: bool  # with the loop
+    copied: bool  # written by the warp that reads it, not by an asynchronous copy
+
+
+def _rings(kernel: Kernel, program: Program) -> dict[str, _Ring]:
+    copied = {e.name for _, events in program for e in events if e.kind == "copy"}
+    return {v.name: _Ring(v.stages, kernel.loop in v.axes, v.name in copied)
+            for v in kernel.values if v.space == "shared"}
+
 
 class _Run:
-    def __init__(self, kernel: Kernel, trips: int) -> None:
-        self.kernel, self.trips = kernel, trips
-        self.shared = {v.name: v for v in kernel.values if v.space == "shared"}
-        self.asynchronous = kernel.schedule.vector_bytes == 16
-        self.holds: dict[tuple[str, int], tuple[int | None, str]] = {}
-        self.open: list[tuple[str, int]] = []
-        self.groups: list[list[tuple[str, int]]] = []
-        self.unread_safe: dict[tuple[str, int], str] = {}  # slot -> "" safe, else needed scope
-        self.tile: int | None = None
+    def __init__(self, rings: dict[str, _Ring], asynchronous: bool, trips: int) -> None:
+        self.rings, self.asynchronous, self.trips = rings, asynchronous, trips
+        self.tile: int | None = None  # None outside of loops
+        self.holds: dict[Slot, tuple[int | None, str]] = {}
+        self.open: list[Slot] = []
+        self.groups: list[list[Slot]] = []
+        self.unsafe: dict[Slot, bool] = {}  # read since; true: only a barrier of the block frees it
 
-    def problem(self) -> str | None:
+    def problem(self, program: Program) -> str | None:
         """What is wrong, or None."""
-        found = self._body(self.kernel.body)
-        if found is None and any(self.groups) or self.open:
-            return "a copy is still in flight when the kernel ends"
-        return found
-
-    def _body(self, body: tuple[Stmt, ...]) -> str | None:
-        for position, stmt in enumerate(body):
-            if isinstance(stmt, Loop):
-                for tile in range(self.trips):
-                    self.tile = tile
-                    found = self._body(stmt.body)
+        for looped, events in program:
+            for tile in range(self.trips) if looped else (None,):
+                self.tile = tile
+                for event in events:
+                    found = self._step(event)
                     if found:
                         return found
-                self.tile = None
-                continue
-            found = self._step(stmt, body[:position])
-            if found:
-                return found
+        if self.open or any(self.groups):
+            return "a copy is still in flight when the kernel ends"
         return None
 
-    def _slot(self, name: str) -> int:
-        moves = self.kernel.loop in self.shared[name].axes and self.tile is not None
-        return (self.tile or 0) % self.shared[name].stages if moves else 0
-
-    def _step(self, stmt: Stmt, before: tuple[Stmt, ...]) -> str | None:
-        match stmt:
-            case Issue(dst=d, ahead=ahead):
-                return self._issue(d, ahead)
-            case Commit():
+    def _step(self, event: _Event) -> str | None:
+        match event.kind:
+            case "read":
+                return self._read(event.name)
+            case "issue":
+                return self._issue(event.name, event.argument)
+            case "commit":
                 self.groups.append(self.open)
                 self.open = []
-            case Wait(pending=n):
-                while len(self.groups) > n:
+            case "wait":
+                while len(self.groups) > (event.argument or 0):
                     for slot in self.groups.pop(0):
                         self.holds[slot] = (self.holds[slot][0], "arrived")
-            case Barrier(scope=scope):
-                for slot, (tile, state) in self.holds.items():
-                    if state == "arrived" and scope == "block" or state == "written":
-                        self.holds[slot] = (tile, "published")
-                for slot, needed in self.unread_safe.items():
-                    if scope == "block" or needed == "warp":
-                        self.unread_safe[slot] = ""
-            case Copy(dst=d) if d in self.shared:
-                if self.unread_safe.get((d, 0)):
-                    return f"{d} is overwritten while other lanes may read it"
-                self.holds[d, 0] = (self.tile, "written")
-        return self._reads(stmt)
+            case "barrier":
+                self._barrier(bool(event.argument))
+            case "copy":
+                slot = (event.name, 0)
+                if slot in self.unsafe:
+                    return f"{event.name} is overwritten while other lanes may read it"
+                self.holds[slot] = (self.tile, "written")
+        return None
+
+    def _barrier(self, block: bool) -> None:
+        for slot, (tile, state) in self.holds.items():
+            if state == "written" or block and state == "arrived":
+                self.holds[slot] = (tile, "published")
+        self.unsafe = {} if block else {s: b for s, b in self.unsafe.items() if b}
 
     def _issue(self, name: str, ahead: int | None) -> str | None:
         tile = (self.tile or 0) + (ahead or 0)
         if tile >= self.trips:
             return None
-        slot = (name, 0 if ahead is None else tile % self.shared[name].stages)
-        if self.unread_safe.get(slot):
+        slot = (name, 0 if ahead is None else tile % self.rings[name].stages)
+        if slot in self.unsafe:
             return f"{name} is overwritten while other warps may read it"
-        if self.holds.get(slot, (None, ""))[1] == "flying":
+        if slot in self.holds and self.holds[slot][1] == "flying":
             return f"{name} is overwritten while a copy into it is in flight"
         self.holds[slot] = (None if ahead is None else tile,
                             "flying" if self.asynchronous else "arrived")
@@ -92,33 +142,32 @@ class _Run:
             self.open.append(slot)
         return None
 
-    def _reads(self, stmt: Stmt) -> str | None:
-        for name in reads(stmt):
-            if name not in self.shared:
-                continue
-            slot = (name, self._slot(name))
-            tile, state = self.holds.get(slot, (None, "empty"))
-            if state != "published":
-                return f"{name} is read while {state}"
-            if tile is not None and tile != self.tile:
-                return f"{name} holds tile {tile} when tile {self.tile} is read"
-            copied = any(isinstance(s, Copy) and s.dst == name for s in _all(self.kernel.body))
-            self.unread_safe[slot] = "warp" if copied else "block"
+    def _read(self, name: str) -> str | None:
+        ring = self.rings[name]
+        slot = (name, self.tile % ring.stages if ring.moves and self.tile is not None else 0)
+        tile, state = self.holds.get(slot, (None, "empty"))
+        if state != "published":
+            return f"{name} is read while {state}"
+        if tile is not None and tile != self.tile:
+            return f"{name} holds tile {tile} when tile {self.tile} is read"
+        self.unsafe[slot] = not ring.copied
         return None
 
 
-def _all(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    from .stmt import statements
-    return statements(body)
+def _problem(kernel: Kernel, program: Program, rings: dict[str, _Ring],
+             trips: Iterable[int]) -> str | None:
+    asynchronous = kernel.schedule.vector_bytes == 16
+    for n in trips:
+        found = _Run(rings, asynchronous, n).problem(program)
+        if found:
+            return f"{found} ({n} tiles)"
+    return None
 
 
 def sync_problem(kernel: Kernel) -> str | None:
     """The first synchronisation error over all short trip counts, or None."""
-    for trips in _TRIPS:
-        found = _Run(kernel, trips).problem()
-        if found:
-            return f"{found} ({trips} tiles)"
-    return None
+    program = _program(kernel)
+    return _problem(kernel, program, _rings(kernel, program), _TRIPS)
 
 
 def minimise(kernel: Kernel) -> Kernel:
@@ -126,31 +175,27 @@ def minimise(kernel: Kernel) -> Kernel:
 
         commit; wait 0; barrier; …; commit; wait 0   →   the same without what an earlier wait did
     """
-    for kind in (Barrier, Wait, Commit):
-        position = 0
-        while True:
-            sites = [n for n, s in enumerate(_flat(kernel.body)) if isinstance(s, kind)]
-            if position >= len(sites):
-                break
-            candidate = replace(kernel, body=_without(kernel.body, sites[position], [0]))
-            if sync_problem(candidate) is None:
-                kernel = candidate
-            else:
-                position += 1
-    return kernel
+    program = _program(kernel)
+    rings = _rings(kernel, program)
+    dropped: set[int] = set()
+    for kind in ("barrier", "wait", "commit"):
+        for site in [e.number for _, events in program for e in events if e.kind == kind]:
+            without = [(looped, [e for e in events if e.number != site])
+                       for looped, events in program]
+            # Long runs first: they are the ones most omissions break.
+            if _problem(kernel, without, rings, reversed(_TRIPS)) is None:
+                program = without
+                dropped.add(site)
+    return replace(kernel, body=_without(kernel.body, dropped, [0]))
 
 
-def _flat(body: tuple[Stmt, ...]) -> list[Stmt]:
-    return list(_all(body))
-
-
-def _without(body: tuple[Stmt, ...], target: int, count: list[int]) -> tuple[Stmt, ...]:
+def _without(body: tuple[Stmt, ...], dropped: set[int], count: list[int]) -> tuple[Stmt, ...]:
     out: list[Stmt] = []
     for stmt in body:
-        mine = count[0]
+        number = count[0]
         count[0] += 1
         if isinstance(stmt, Loop):
-            stmt = replace(stmt, body=_without(stmt.body, target, count))
-        if mine != target:
+            stmt = replace(stmt, body=_without(stmt.body, dropped, count))
+        if number not in dropped:
             out.append(stmt)
     return tuple(out)
