@@ -1,0 +1,59 @@
+"""A placed kernel in, a complete CUDA source and everything needed to launch it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import VerifyError
+from ..ir.stmt import Kernel
+from .abi import Pairs, params_fields
+from .device import device_text
+from .environment import render_template
+from .geometry import SIZE
+from .view import view_cuda
+
+
+@dataclass(frozen=True)
+class RenderedKernel:
+    """Source text and how to launch it. ``fields`` are the members of ``Params`` as (name, type),
+    type one of "pointer", "int64", "int32", "float32". ``grid`` gives, for x, y and z, the name of
+    the extent and the tile that covers it. ``shared_bytes`` is dynamic shared memory."""
+
+    entry: str
+    text: str
+    fields: Pairs
+    grid: tuple[tuple[str, int], tuple[str, int], tuple[str, int]]
+    threads: int
+    shared_bytes: int
+
+
+# Extents of grid axes, by the name the host knows them under.
+_EXTENT = {"b": "batch", "h": "heads", "g": "groups", **SIZE}
+
+
+def render_cuda(kernel: Kernel, target: str) -> RenderedKernel:
+    """The CUDA source of a placed kernel, device layer included, the same bytes every time.
+
+    Raises VerifyError for a kernel that is not placed or holds what CUDA kernels cannot, and
+    TemplateError when a template fails.
+    """
+    if kernel.stage != "placed" or kernel.schedule.engine not in ("mma", "simt"):
+        raise VerifyError(f"{kernel.name} is {kernel.stage} for engine {kernel.schedule.engine}: "
+                          "place it for mma or simt first")
+    view = view_cuda(kernel, target)
+    text = device_text(_files(kernel)) + "\n" + render_template("cuda/kernel.cu.jinja", k=view)
+    tile = {g.axis: g.tile for g in kernel.grid}
+    if set(tile) != {kernel.keep, "h", "b"}:
+        raise VerifyError(f"{kernel.name}: the grid of a CUDA kernel is {kernel.keep}, h and b")
+    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
+    return RenderedKernel(view.entry, text, params_fields(kernel), (x, y, z),
+                          32 * kernel.schedule.warps, kernel.shared_bytes)
+
+
+def _files(kernel: Kernel) -> tuple[str, ...]:
+    files = ["thread", "convert", "global", "math", "ops"]
+    if any(v.space == "shared" for v in kernel.values):
+        files += ["shared", "async_copy"]
+    if kernel.schedule.engine == "mma":
+        files.append("matrix")
+    return tuple(files)
