@@ -78,9 +78,11 @@ def _store_rows(context: Context, value: ir.Value, tensor: ir.Tensor) -> out.Sto
     context.used |= {"lane", "row0"}
     if context.shape.engine == "mma":
         context.used.add("exchange_quad")
+    # Four lanes store 32 columns at a time: a tile of 16 ends in the middle of that.
+    beyond = context.shape.engine == "mma" and value.shape[-1] % 32 != 0
     return out.StoreRows(
         (), src=c_name(value.name), pointer=c_name(tensor.name),
         row_offset=offset(tensor, {rows: rows}), row=Code(rows), row_bound=context.size(rows),
-        bound=context.size(cols) if context.padded(cols) else None,
+        bound=context.size(cols) if context.padded(cols) or beyond else None,
         element=Code(ELEMENT[tensor.dtype]), columns=context.shape.columns(cols),
         pointer_line=context.late_pointer(tensor.name))
