@@ -7,7 +7,9 @@ constexpr int BLOCK = 64, D = 64, WARPS = 4;
 constexpr u32 ROW = D * 2, TILE = BLOCK * ROW;
 
 struct Params {
-    const T *q, *k, *v;
+    const T* q;
+    const T* k;
+    const T* v;
     T* o;
     float* lse;
     int seqlen_q, seqlen_k, causal;

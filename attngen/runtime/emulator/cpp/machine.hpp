@@ -157,6 +157,7 @@ struct Warp {
 };
 
 class Shadow;
+class Owners;
 
 // One OS thread's workplace: runs blocks one after another.
 struct Worker {
@@ -174,6 +175,8 @@ struct Worker {
     u32 shared_base;
     int barrier_arrivals, barrier_line;
     Shadow* shadow;  // null: races are not looked for
+    Owners* owners;
+    u32 block_number;  // from 1
     Counters counters;
     std::vector<u64> region_read, region_written;
     int last_region;

@@ -69,6 +69,57 @@ inline void bad_global(const Thread& t, u64 at, u32 bytes, bool write, int line)
          t.index, verb, near->name);
 }
 
+// Which block wrote each two bytes of the writable tensors. Nothing orders the blocks of a launch,
+// so no other block may write them again, or read them.
+class Owners {
+  public:
+    explicit Owners(const Spec& spec) : of_region_(static_cast<size_t>(spec.region_count)) {
+        for (int i = 0; i < spec.region_count; ++i)
+            if (spec.regions[i].writable) of_region_[static_cast<size_t>(i)].reserve(spec.regions[i]);
+    }
+
+    void access(const Worker& m, const Thread& t, int region, u64 offset, u32 bytes, bool write,
+                int line) {
+        std::atomic<u32>* owner = of_region_[static_cast<size_t>(region)].cells;
+        if (!owner) return;
+        for (u64 i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
+            const u32 other = owner[i].load(std::memory_order_relaxed);
+            if (other && other != m.block_number) conflict(m, t, region, offset, other, write, line);
+            if (write) owner[i].store(m.block_number, std::memory_order_relaxed);
+        }
+    }
+
+  private:
+    struct Cells {
+        std::atomic<u32>* cells = nullptr;
+        u64 bytes = 0;
+        // Fresh pages are zero, and cost nothing until they are touched.
+        void reserve(const Region& r) {
+            bytes = (r.bytes / 2 + 2) * sizeof(u32);
+            void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (p != MAP_FAILED) cells = static_cast<std::atomic<u32>*>(p);
+        }
+        Cells() = default;
+        Cells(const Cells&) = delete;
+        Cells& operator=(const Cells&) = delete;
+        ~Cells() { if (cells) munmap(cells, bytes); }
+    };
+
+    [[noreturn, gnu::cold, gnu::noinline]]
+    static void conflict(const Worker& m, const Thread& t, int region, u64 offset, u32 other,
+                         bool write, int line) {
+        const Spec& s = *m.spec;
+        const u32 x = static_cast<u32>(s.grid[0]), y = static_cast<u32>(s.grid[1]), n = other - 1;
+        fail({RACE, line, 0, t.index},
+             Text("at %s + %llu", s.regions[region].name, static_cast<unsigned long long>(offset)).s,
+             "thread %d %s global memory that block (%u, %u, %u) of the same launch wrote", t.index,
+             write ? "writes" : "reads", n % x, n / x % y, n / x / y);
+    }
+
+    std::vector<Cells> of_region_;
+};
+
 // Check an access and count its bytes to the tensor it falls into.
 inline void global_access(const void* p, u32 bytes, u32 alignment, bool write, int line) {
     Worker& m = *worker;
@@ -84,6 +135,7 @@ inline void global_access(const void* p, u32 bytes, u32 alignment, bool write, i
         const Region& r = spec.regions[i];
         if (at - r.begin >= r.bytes || r.bytes - (at - r.begin) < bytes) continue;
         if (write && !r.writable) continue;
+        if (m.owners) m.owners->access(m, t, i, at - r.begin, bytes, write, line);
         m.last_region = i;
         (write ? m.region_written : m.region_read)[static_cast<size_t>(i)] += bytes;
         (write ? m.counters.global_written : m.counters.global_read) += bytes;

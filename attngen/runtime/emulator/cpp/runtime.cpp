@@ -17,6 +17,7 @@ static void prepare_block(Worker& m, long long block) {
     m.block[0] = static_cast<int>(block % s.grid[0]);
     m.block[1] = static_cast<int>(block / s.grid[0] % s.grid[1]);
     m.block[2] = static_cast<int>(block / s.grid[0] / s.grid[1]);
+    m.block_number = static_cast<u32>(block + 1);
     m.rng.seed(s.seed, static_cast<u64>(block));
     // Dynamic shared memory starts anywhere that 16 divides.
     m.shared_base = 16 * (m.rng.next() % 64);
@@ -62,6 +63,7 @@ class Launch {
     explicit Launch(const Spec& s) : spec_(s), blocks_(1LL * s.grid[0] * s.grid[1] * s.grid[2]) {
         read_.resize(static_cast<size_t>(s.region_count));
         written_.resize(static_cast<size_t>(s.region_count));
+        if (s.detect_races) owners_ = std::make_unique<Owners>(s);
         const auto wanted = std::min<long long>(std::max(s.workers, 1), blocks_);
         unfinished_ = static_cast<int>(wanted);
         for (int i = 0; i < wanted; ++i) threads_.emplace_back([this] { work(); });
@@ -107,6 +109,7 @@ class Launch {
         if (spec_.detect_races)
             shadow = std::make_unique<Shadow>(spec_.shared_bytes, spec_.threads / 32);
         m.shadow = shadow.get();
+        m.owners = owners_.get();
         m.region_read.resize(read_.size());
         m.region_written.resize(read_.size());
         worker = &m;
@@ -143,6 +146,7 @@ class Launch {
     const Spec spec_;
     const long long blocks_;
     SignalGuard signals_;
+    std::unique_ptr<Owners> owners_;
     std::vector<std::thread> threads_;
     std::atomic<long long> next_{0};
     std::atomic<bool> stop_{false}, cancel_{false};

@@ -36,7 +36,9 @@ class Shadow {
     void read(const Thread& t, u32 offset, u32 bytes, int line, bool whole_warp = false) {
         const u32 lane = whole_warp ? SEVERAL : static_cast<u32>(t.lane);
         each(offset, bytes, [&](Cell& c) {
-            if (c.state != WRITTEN || !written_before(t, c)) bad_read(t, c, offset, bytes, line);
+            const bool mine = c.writer == t.index && !whole_warp;
+            if (c.state != WRITTEN || !(mine || written_before(t, c)))
+                bad_read(t, c, offset, bytes, line);
             Mark& mark = c.marks()[t.warp->index];
             const bool shared = mark.epoch == t.warp->epoch && mark.lane != lane;
             mark.epoch = t.warp->epoch;
@@ -111,7 +113,7 @@ class Shadow {
     }
 
     static bool written_before(const Thread& t, const Cell& c) {
-        return c.epoch <= t.warp->seen[c.writer >> 5] || c.writer == t.index;
+        return c.epoch <= t.warp->seen[c.writer >> 5];
     }
 
     void set(Cell& c, const Thread& t, State state, int line) {
@@ -122,7 +124,8 @@ class Shadow {
     }
 
     void check_write(const Thread& t, Cell& c, u32 offset, u32 bytes, int line) {
-        if (c.state == IN_FLIGHT || (c.state == WRITTEN && !written_before(t, c)))
+        if (c.state == IN_FLIGHT ||
+            (c.state == WRITTEN && c.writer != t.index && !written_before(t, c)))
             bad_write(t, c, offset, bytes, line);
         const Warp& w = *t.warp;
         const Mark* mark = c.marks();

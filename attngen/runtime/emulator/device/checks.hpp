@@ -1,3 +1,16 @@
+// ---- uninitialised variables -----------------------------------------------------------------------
+// -ftrivial-auto-var-init fills them with bytes 0xfe, a huge number that times 0 is 0. The loader
+// turns that pattern into a NaN wherever it stands in the code; where the compiler calls memset
+// instead, this one is called.
+
+extern "C" __attribute__((visibility("hidden"), optimize("no-tree-loop-distribute-patterns")))
+void* memset(void* to, int value, unsigned long bytes) {
+    const auto fill = static_cast<unsigned char>(value == 0xfe ? 0xff : value);
+    for (unsigned long i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(to)[i] = fill;
+    return to;
+}
+
+// ---- checks ------------------------------------------------------------------------------------------
 // The kernel is compiled with the compiler's checks of array indices and integer arithmetic. These
 // functions are what a failed check calls; they stand in for the sanitizer's own library.
 

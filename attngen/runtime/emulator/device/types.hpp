@@ -14,8 +14,8 @@ template <typename P> void emu_enter(void (*kernel)(P), const void* params) {
 }
 template <typename P> constexpr int emu_params_size(void (*)(P)) { return sizeof(P); }
 
-#define DEVICE_FN [[maybe_unused]] inline
-#define SYNC_FN [[maybe_unused]] inline
+#define DEVICE_FN __attribute__((unused)) inline
+#define SYNC_FN __attribute__((unused)) inline
 #define KERNEL(threads, min_blocks) extern "C" __attribute__((visibility("default"))) void
 // CUDA's own words in kernel text.
 #define __device__
