@@ -16,6 +16,7 @@ from ..errors import ScheduleError, VerifyError
 from .graph import Graph
 from .registers import registers
 from .ring import ring
+from .sink import sink_partial
 from .schedule import Limits
 from .stmt import (
     Barrier,
@@ -52,6 +53,7 @@ def _place(kernel: Kernel, limits: Limits) -> Kernel:
     engine = kernel.schedule.engine
     if engine == "cpu":
         return replace(_cpu(kernel), stage="placed")
+    kernel = sink_partial(kernel)
     if engine == "simt":
         kernel = _through_shared(kernel)
     kernel = replace(kernel, values=tuple(_gpu_value(kernel, v) for v in kernel.values))

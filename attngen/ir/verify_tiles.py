@@ -221,8 +221,11 @@ def _check_map(kernel: Kernel, stmt: Map) -> None:
                 if set(source.axes) - set(stmt.axes) or source.dtype != n.dtype:
                     raise VerifyError(f"map {dst} over {stmt.axes} reads {source.name} "
                                       f"{source.dtype}{source.axes} as {n.dtype}")
-        if stmt.when == "partial" and dst not in reads(stmt):
-            raise VerifyError(f"map {dst} on partial tiles only must update it in place")
+        if stmt.when == "partial" and dst not in reads(stmt) and not all(
+                isinstance(s, Map) and s.when == "partial"
+                for s in statements(kernel.body) if dst in reads(s)):
+            raise VerifyError(f"map {dst} on partial tiles only must update it in place, or be "
+                              "read on partial tiles only")
 
 
 def check_placement(kernel: Kernel) -> None:
