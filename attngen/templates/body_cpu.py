@@ -1,7 +1,7 @@
 """From the statements of a placed kernel to what the CPU macros print: one method per statement.
 
-The kept axis runs over lanes. A value (i, j) is an array ``x[column][lane]``, one per row ``x[lane]``,
-one per column ``x[column]``; a tile of a tensor read in place is a pointer to its first row.
+The kept axis runs over lanes: a value (i, j) is an array ``x[column][lane]``, one number per row
+``x[lane]``, one per column ``x[column]``. A tile read in place is a pointer to its first row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from .storage import offset
 ELEMENT = {"bfloat16": "bf16_t", "float16": "f16_t", "float32": "float", "float64": "double",
            "int32": "int"}
 # Extent of a local array along an axis.
-EXTENT = {"i": Code("BLOCK_M"), "j": Code("BLOCK_N"), "d": Code("HEAD_DIM"), "e": Code("HEAD_DIM_V")}
+EXTENT = {"i": Code("BLOCK_M"), "j": Code("BLOCK_N"), "d": Code("HEAD_DIM"),
+          "e": Code("HEAD_DIM_V")}
 
 # Names this skeleton uses itself, besides those that names.py reserves for every target.
 _TAKEN = frozenset("""
     rows columns lanes threads block blocks work compute_tile mma load_lanes load_rows load_row
-    load_column store_lanes store_row store_column ceil_div
+    load_column store_lanes store_row ceil_div whole_vectors tiles
     """.split())
 
 
@@ -67,13 +68,15 @@ class Body:
     # -- comments ------------------------------------------------------------------------------
 
     def _comments(self, stmt: ir.Stmt) -> tuple[Code, ...]:
-        """The mathematics of a statement and, in brackets, what it comes from."""
+        """The mathematics of a statement and, in brackets, what of the source it comes from where
+        its names do not say so."""
         nodes = walk(*stmt.exprs) if isinstance(stmt, ir.Map) else ()
+        named = {*ir.reads(stmt), *ir.writes(stmt), *(t.name for t in self.kernel.tensors)}
         origins = [part for text in (stmt.origin, *(n.origin for n in nodes))
-                   for part in text.split(", ") if part]
+                   for part in text.split(", ") if part and part not in named]
         where = ", ".join(dict.fromkeys(origins))
         text = stmt.note or self._formula(stmt)
-        return (comment(text + (f"  [{where}]" if where else "")),)
+        return (comment(text + (f" [{where}]" if where else "")),)
 
     def _formula(self, stmt: ir.Stmt) -> str:
         match stmt:
@@ -83,8 +86,8 @@ class Body:
                 space = self.kernel.value(d).space
                 return f"{self._term(d)} = {t}" + (f", {how[space]}" if space in how else "")
             case ir.Mma(dst=d, a=a, b=b, over=over, accumulate=acc):
-                equals = "+=" if acc else "="
-                return f"{self._term(d)} {equals} sum over {over} of {self._term(a)} {self._term(b)}"
+                product = f"sum over {over} of {self._term(a)} {self._term(b)}"
+                return f"{self._term(d)} {'+=' if acc else '='} {product}"
             case ir.Reduce(dst=d, kind=kind, src=s, over=over, accumulate=acc):
                 result = f"{kind} over {over} of {self._term(s)}"
                 return f"{self._term(d)} = " + (
@@ -94,8 +97,10 @@ class Body:
                 return f"{self._term(d)} = {self._term(s)}"
             case ir.Store(tensor=t, src=s):
                 return f"{t} = {self._term(s)}"
+            case ir.Fill(dst=d, number=x):
+                return f"{self._term(d)} = {x:g}"
             case ir.Loop(axis=axis):
-                return f"Tiles of {axis}."
+                return f"tiles of {EXTENT[axis]} along {axis}"
         return ", ".join(self._term(name) for name in ir.writes(stmt))
 
     def _term(self, name: str) -> str:
@@ -143,9 +148,12 @@ class Body:
         lines = []
         for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True):
             v = self.kernel.value(dst)
-            if v.axes != stmt.axes:
-                raise VerifyError(f"{dst} has axes {v.axes}, its Map {stmt.axes}",
-                                  where=self.kernel.name)
+            read = [n.attr("name") for n in walk(expr) if n.op == "value"]
+            stray = [name for name in read if not set(self.kernel.value(name).axes) <= {*stmt.axes}]
+            if v.axes != stmt.axes or stray:
+                name = stray[0] if stray else dst
+                raise VerifyError(f"{name} has axes {self.kernel.value(name).axes}, the Map that "
+                                  f"uses it {stmt.axes}", where=self.kernel.name)
             text = print_expression(expr, lambda leaf: self._leaf(leaf, indices))
             kind = f"const {c_type(v.dtype)} " if self.declared_at_use(v) else ""
             lines.append(Code(f"{kind}{self.element(dst)} = {text};"))
@@ -187,8 +195,8 @@ class Body:
         if not stmt.accumulate:
             raise VerifyError(f"{dst.name}: a reduction adds to what a Fill started",
                               where=self.kernel.name)
-        op = {"max": "max", "sum": "add"}[stmt.kind]
-        joined = make(op, value(dst.name, dst.axes, dst.dtype), value(src.name, src.axes, src.dtype))
+        before, term = (value(v.name, v.axes, v.dtype) for v in (dst, src))
+        joined = make({"max": "max", "sum": "add"}[stmt.kind], before, term)
         text = print_expression(joined, lambda leaf: self._leaf(leaf, set()))
         return self._elements(src.axes, (Code(f"{self.element(dst.name)} = {text};"),))
 
@@ -233,8 +241,8 @@ class Body:
         fits = (set(dst.axes) == {self.keep, other} and set(a.axes) == {self.keep, stmt.over}
                 and set(b.axes) == {other, stmt.over})
         if not fits or dst.space != "array" or a.space != "array":
-            raise VerifyError(f"{dst.name} = {a.name} · {b.name} over {stmt.over}: the lanes of the "
-                              f"product are those of {a.name}", where=self.kernel.name)
+            raise VerifyError(f"{dst.name} = {a.name} · {b.name} over {stmt.over}: the lanes of "
+                              f"the product are those of {a.name}", where=self.kernel.name)
         if b.space == "view":
             loads = [s for s in ir.statements(self.kernel.body)
                      if isinstance(s, ir.Load) and s.dst == b.name]
@@ -248,13 +256,14 @@ class Body:
         across = b.axes[0] == other  # a column of the product is a row of b
         return out.MmaView(
             (), accumulate=Code("true" if stmt.accumulate else "false"),
-            dst=local_name(dst.name), a=local_name(a.name), b=start, stride_n=row if across else one, stride_k=one if across else row,
+            dst=local_name(dst.name), a=local_name(a.name), b=start,
+            stride_n=row if across else one, stride_k=one if across else row,
             columns=self._count(other), depth=self._count(stmt.over))
 
     @staticmethod
     def pitch(v: ir.Value) -> Code:
         """Elements from one row to the next of a copy."""
-        return Code(EXTENT[v.axes[-1]])
+        return Code(f"{EXTENT[v.axes[-1]]} + ROW_PAD")
 
     # -- loops ---------------------------------------------------------------------------------
 

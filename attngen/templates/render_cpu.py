@@ -33,13 +33,14 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
     if set(tile) != {kernel.keep, "h", "b"} or tile["h"] != 1 or tile["b"] != 1:
         raise VerifyError(f"{kernel.name}: the grid of a CPU kernel is {kernel.keep}, h and b")
     view = view_cpu(kernel)
-    text = _device_layer() + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
+    text = device_layer() + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
     x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
     return RenderedKernel(view.entry, text, cpu_fields(kernel), (x, y, z), 1, 0)
 
 
 @cache
-def _device_layer() -> str:
+def device_layer() -> str:
+    """The text every CPU kernel starts with."""
     folder = Path(__file__).parent / "device" / "cpu"
     parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in _LAYER]
     return "\n".join([BEGIN, *parts, END]) + "\n"

@@ -187,8 +187,11 @@ def _declared(kernel: Kernel, body: Body) -> tuple[Line, ...]:
     for v in kernel.values:
         if v.space == "view" or body.declared_at_use(v):
             continue
-        axes = tuple(sorted(v.axes, key=lambda a: a == kernel.keep)) if v.space == "array" else v.axes
+        lanes_last = v.space == "array"
+        axes = sorted(v.axes, key=lambda a: a == kernel.keep) if lanes_last else v.axes
         dims = "".join(f"[{'LANES' if a == kernel.keep else EXTENT[a]}]" for a in axes)
+        if v.space == "rows":
+            dims = f"[{EXTENT[axes[0]]}][{body.pitch(v)}]"
         aligned = "alignas(64) " if dims else ""
         lines.append(Line(Code(f"{aligned}{c_type(v.dtype)} {local_name(v.name)}{dims};"),
                           comment(f"({', '.join(axes)}) {v.origin}" if axes else v.origin)))

@@ -1,6 +1,6 @@
 // Elementary functions of float and double and the integer arithmetic of positions: what printed
 // expressions call, as <op>_<f32|f64|i32>. Branch-free, so that loops over lanes become vector
-// code; results below the smallest normal number become 0.
+// code. Powers below twice the smallest normal number become 0.
 
 // c0 + x (c1 + x (c2 + ...))
 template <class T> INLINE T horner(T, double c) { return (T)c; }
@@ -19,7 +19,8 @@ template <> struct Layout<float> {
 template <> struct Layout<double> {
     typedef uint64_t Bits;
     static constexpr int MANTISSA = 52, BIAS = 1023;
-    static constexpr double ROUND = 0x1.8p52, LN2_HIGH = 0x1.62e42fep-1, LN2_LOW = 0x1.efa39ef35793cp-33;
+    static constexpr double ROUND = 0x1.8p52;
+    static constexpr double LN2_HIGH = 0x1.62e42fep-1, LN2_LOW = 0x1.f473de6af278fp-30;
 };
 template <class T> using Bits = typename Layout<T>::Bits;
 
@@ -42,8 +43,9 @@ INLINE double exp2_minus_1(double f) {
                       7.073778002087502e-09, 4.434770053138378e-10);
 }
 
-// 2^n for the integer n that `rounded` = n + ROUND holds, as 2 * 2^(n-1) so that 2^BIAS+1 is inf.
-template <class T> INLINE T exp2_integer(T rounded) {
+// 2^(n-1) for the integer n that `rounded` = n + ROUND holds. Half of what is wanted: 2^n itself has
+// no bits for n = BIAS + 1, where the power may still be finite.
+template <class T> INLINE T half_power(T rounded) {
     typedef Layout<T> L;
     return bit_cast<T>((bit_cast<Bits<T>>(rounded) + (L::BIAS - 1)) << L::MANTISSA);
 }
@@ -53,7 +55,7 @@ template <class T> INLINE T exp2_real(T x) {
     x = clamp<T>(x, 1 - L::BIAS, L::BIAS + 2);
     const T rounded = x + L::ROUND;
     const T power = 1 + exp2_minus_1(x - (rounded - L::ROUND));
-    return (power + power) * exp2_integer(rounded);
+    return (power + power) * half_power(rounded);
 }
 
 template <class T> INLINE T exp_real(T x) {
@@ -63,7 +65,7 @@ template <class T> INLINE T exp_real(T x) {
     const T n = rounded - L::ROUND;
     const T rest = (x - n * L::LN2_HIGH) - n * L::LN2_LOW;
     const T power = 1 + exp2_minus_1(rest * (T)LOG2_E);
-    return (power + power) * exp2_integer(rounded);
+    return (power + power) * half_power(rounded);
 }
 
 // x = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh s = 2 (s + s^3/3 + s^5/5 + ...) at
@@ -110,7 +112,7 @@ template <class T> INLINE T tanh_real(T x) {
     const T rounded = twice * (T)LOG2_E + L::ROUND;
     const T n = rounded - L::ROUND;
     const T rest = (twice - n * L::LN2_HIGH) - n * L::LN2_LOW;
-    const T scale = 2 * exp2_integer(rounded);
+    const T scale = 2 * half_power(rounded);
     const T y = scale * exp2_minus_1(rest * (T)LOG2_E) + (scale - 1);
     const T result = y / (y + 2);
     return x < 0 ? -result : result;
@@ -130,13 +132,15 @@ template <class T> INLINE T tanh_real(T x) {
     ORDERED_FUNCTIONS(T, suffix)
 #define ORDERED_FUNCTIONS(T, suffix)                                                               \
     INLINE T max_##suffix(T a, T b) { return a > b ? a : b; }                                      \
-    INLINE T min_##suffix(T a, T b) { return a < b ? a : b; }                                      \
-    INLINE T abs_##suffix(T x) { return x < 0 ? -x : x; }
+    INLINE T min_##suffix(T a, T b) { return a < b ? a : b; }
 
 REAL_FUNCTIONS(float, f32)
 REAL_FUNCTIONS(double, f64)
 ORDERED_FUNCTIONS(int, i32)
 
+INLINE float abs_f32(float x) { return __builtin_fabsf(x); }
+INLINE double abs_f64(double x) { return __builtin_fabs(x); }
+INLINE int abs_i32(int x) { return x < 0 ? -x : x; }
 INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 INLINE double sqrt_f64(double x) { return __builtin_sqrt(x); }
 INLINE float floordiv_f32(float a, float b) { return __builtin_floorf(a / b); }

@@ -1,6 +1,10 @@
 // Tiles between memory and local arrays. An array of lanes is T x[column][LANES]: the rows of the
 // tile are the lanes. Rows in memory lie `stride` elements apart, columns next to each other.
 
+// Unused elements at the end of each row of a copy: rows a power of two apart would share a few
+// sets of the cache, and a product that walks down a column would lose what it has just read.
+static constexpr int ROW_PAD = 16;
+
 // dst[c][r] = src[r][c] for r < rows, c < columns; lanes from `rows` up to `lanes` become 0.
 template <int LANES, class T, class S>
 INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, int columns,
