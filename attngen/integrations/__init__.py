@@ -1,0 +1,1 @@
+"""Front doors for other libraries: Hugging Face Transformers (``integrations.transformers``)."""
