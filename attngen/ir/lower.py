@@ -34,10 +34,9 @@ from .stmt import (
     Tensor,
     Value,
     merge_maps,
+    tile_axes,
 )
 from .stream import rescale_factor
-
-_GRID_AXES = ("b", "h", "g")
 
 
 def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: str = "i",
@@ -108,8 +107,7 @@ class _Lowering:
     # -- where a node lives ----------------------------------------------------------------
 
     def _tile_axes(self, n: Node) -> tuple[str, ...]:
-        axes = [a for a in n.axes if a not in _GRID_AXES]
-        return tuple(sorted(axes, key=lambda a: (a != self.keep, a != self.loop, a)))
+        return tile_axes(n.axes, self.keep, self.loop)
 
     def _out(self, n: Node) -> list[Stmt]:
         if self.loops.moves(n):

@@ -14,20 +14,17 @@ from dataclasses import replace
 
 from ..errors import ScheduleError, VerifyError
 from .graph import Graph
+from .lanes import finish_lanes
 from .registers import registers
-from .ring import ring
-from .sink import sink_partial
+from .ring import ring, ring_operands
 from .schedule import Limits
+from .sink import sink_partial
 from .stmt import (
     Barrier,
     Copy,
     Kernel,
-    LaneReduce,
     Load,
-    Loop,
-    Map,
     Mma,
-    Reduce,
     Stmt,
     Value,
     reads,
@@ -56,8 +53,12 @@ def _place(kernel: Kernel, limits: Limits) -> Kernel:
     kernel = sink_partial(kernel)
     if engine == "simt":
         kernel = _through_shared(kernel)
-    kernel = replace(kernel, values=tuple(_gpu_value(kernel, v) for v in kernel.values))
-    kernel = ring(_finish_lanes(kernel))
+    # The ring depths wanted, one per operand the loop loads; the last serves all that follow.
+    wanted, operands = kernel.schedule.stages, ring_operands(kernel)
+    depths = {name: wanted[min(n, len(wanted) - 1)] for n, name in enumerate(operands)}
+    kernel = replace(kernel, values=tuple(_gpu_value(kernel, v, depths) for v in kernel.values),
+                     schedule=replace(kernel.schedule, stages=tuple(depths.values())))
+    kernel = ring(finish_lanes(kernel))
     kernel = _offsets(_drop_unused(kernel), limits)
     return replace(kernel, registers=registers(kernel), stage="placed")
 
@@ -112,7 +113,7 @@ def _cpu(kernel: Kernel) -> Kernel:
 # -- GPU ----------------------------------------------------------------------------------------
 
 
-def _gpu_value(kernel: Kernel, v: Value) -> Value:
+def _gpu_value(kernel: Kernel, v: Value, depths: dict[str, int]) -> Value:
     pad = _PAD[kernel.schedule.engine]
     shape = tuple(-(-n // pad) * pad if a in ("d", "e") else n
                   for a, n in zip(v.axes, v.shape, strict=True))
@@ -124,7 +125,8 @@ def _gpu_value(kernel: Kernel, v: Value) -> Value:
     if len(v.axes) == 1:
         return replace(v, space="row" if v.axes[0] == kernel.keep else "column")
     if v.name in _loaded(kernel) and v.name in _operands(kernel, "a") | _operands(kernel, "b"):
-        return replace(v, space="shared", panel=_panel(v), stages=_stages(kernel, v))
+        return replace(v, space="shared", panel=_panel(v),
+                       stages=depths.get(v.name, 1))
     copied = any(isinstance(s, Copy) and s.dst == v.name for s in statements(kernel.body))
     return replace(v, space="operand" if copied else "fragment")
 
@@ -136,20 +138,6 @@ def _panel(v: Value) -> int:
         if v.shape[-1] % columns == 0:
             return columns
     raise VerifyError(f"{v.name}: {v.shape[-1]} columns of {v.dtype} are no multiple of 32 bytes")
-
-
-def _stages(kernel: Kernel, v: Value) -> int:
-    """Ring depth, by order of first use in a product inside the loop."""
-    if kernel.loop not in v.axes:
-        return 1
-    order: list[str] = []
-    loaded = _loaded(kernel)
-    for s in statements(kernel.body):
-        if isinstance(s, Mma):
-            order += [n for n in (s.a, s.b) if n in loaded and n not in order
-                      and kernel.loop in kernel.value(n).axes]
-    stages = kernel.schedule.stages
-    return stages[min(order.index(v.name), len(stages) - 1)]
 
 
 def _through_shared(kernel: Kernel) -> Kernel:
@@ -170,40 +158,6 @@ def _through_shared(kernel: Kernel) -> Kernel:
 
     body = rewrite_body(kernel.body, change)
     return replace(kernel, body=body, values=kernel.values + tuple(added.values()))
-
-
-def _finish_lanes(kernel: Kernel) -> Kernel:
-    """A sum only read after the loop is finished across lanes there.
-
-        Loop: l = l·α; l += Σ p     →     Loop: the same per thread;  l = sum of l across lanes
-    """
-    body: list[Stmt] = []
-    for stmt in kernel.body:
-        if not isinstance(stmt, Loop):
-            body.append(stmt)
-            continue
-        late = [s for s in stmt.body if isinstance(s, Reduce) and s.kind == "sum"
-                and all(_only_rescales(t, s.dst) for t in stmt.body if s.dst in reads(t))]
-        new = tuple(replace(s, lanes="later") if s in late else s for s in stmt.body)
-        body += [replace(stmt, body=new),
-                 *(LaneReduce(s.dst, s.kind, origin=s.origin) for s in late)]
-    return replace(kernel, body=tuple(body))
-
-
-def _only_rescales(stmt: Stmt, name: str) -> bool:
-    """True for the accumulation itself and for name = name · (something without name)."""
-    if isinstance(stmt, Reduce):
-        return stmt.dst == name and stmt.src != name
-    if not isinstance(stmt, Map):
-        return False
-    from .node import walk
-    for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True):
-        found = sum(n.op == "value" and n.attr("name") == name for n in walk(expr))
-        linear = expr.op == "mul" and any(
-            a.op == "value" and a.attr("name") == name for a in expr.args)
-        if found and not (dst == name and found == 1 and linear):
-            return False
-    return True
 
 
 def tile_bytes(v: Value) -> int:

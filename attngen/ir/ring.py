@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .stmt import Barrier, Commit, Issue, Kernel, Load, Loop, Stmt, Wait, reads
+from .stmt import Barrier, Commit, Issue, Kernel, Load, Loop, Mma, Stmt, Wait, reads, statements
 from .sync import minimise
 
 
@@ -27,6 +27,14 @@ class _Copy:
     wait: int  # position in the body, loads removed
     issue: int  # position of the barrier after which it is issued
     ahead: int
+
+
+def ring_operands(kernel: Kernel) -> tuple[str, ...]:
+    """Loaded tiles that move with the loop and enter a product, in order of first use."""
+    loaded = {s.dst for s in statements(kernel.body) if isinstance(s, Load | Issue)}
+    moving = {v.name for v in kernel.values if v.name in loaded and kernel.loop in v.axes}
+    return tuple(dict.fromkeys(name for s in statements(kernel.body) if isinstance(s, Mma)
+                               for name in (s.a, s.b) if name in moving))
 
 
 def ring(kernel: Kernel) -> Kernel:

@@ -255,6 +255,11 @@ class Kernel:
         return dict(self.sizes)[name]
 
 
+def tile_axes(axes: tuple[str, ...], keep: str, loop: str) -> tuple[str, ...]:
+    """The axes a tile value has of these: none of the grid's, rows first, then the loop's."""
+    return tuple(a for a in (keep, loop, "d", "e") if a in axes)
+
+
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
     """Every statement, loop bodies included, in program order."""
     for stmt in body:

@@ -12,9 +12,11 @@ from ..errors import VerifyError
 from .bounds import EXTENTS
 from .graph import STAGES, Graph, Region, launch_network, region_network
 from .node import AXES, Node, walk
-from .ops import OPS
+from .ops import FLOATS, OPS
+from .stmt import Kernel
 from .verify_tiles import check_kernel
 
+SIZES = ("heads", "groups", "head_dim", "head_dim_v")
 _ADMITTED = {
     "math": {"scalar", "leaf", "tensor"},
     "fused": {"scalar", "leaf", "tensor"},
@@ -27,6 +29,12 @@ def verify(graph: Graph) -> Graph:
     """Check every invariant of the graph's stage and return it unchanged. Raises VerifyError."""
     if graph.stage not in STAGES:
         raise VerifyError(f"unknown stage {graph.stage!r}; stages are {', '.join(STAGES)}")
+    kind = Region if graph.stage in ("math", "fused") else Kernel
+    for item in graph.kernels:
+        if not isinstance(item, kind):
+            raise VerifyError(f"{item.name}: a {graph.stage} graph has {kind.__name__}s, not "
+                              f"{type(item).__name__}s")
+    check_sizes(graph)
     check_tensors(graph)
     if graph.stage in ("math", "fused"):
         for region in graph.regions:
@@ -52,26 +60,43 @@ def check_order(graph: Graph) -> None:
                                   f"{graph.kernels[late[0]].name} writes it")
 
 
+def check_sizes(graph: Graph) -> None:
+    """The compile-time sizes, by name, in one order."""
+    if tuple(s[0] for s in graph.sizes if len(s) == 2) != SIZES or len(graph.sizes) != len(SIZES):
+        raise VerifyError(f"the graph has sizes {graph.sizes}; it needs {', '.join(SIZES)}")
+    for name, size in graph.sizes:
+        if size < 1:
+            raise VerifyError(f"{name} is {size}: at least 1")
+
+
 def check_tensors(graph: Graph) -> None:
     """Names are unique identifiers, axes known, every workspace and output written once."""
+    sizes = dict(graph.sizes)
     names = [t.name for t in graph.tensors]
     if len(set(names)) != len(names):
         raise VerifyError(f"two tensors share a name: {', '.join(sorted(names))}")
     for t in graph.tensors:
         if not t.name.isidentifier() or not t.name.isascii():
             raise VerifyError(f"tensor name {t.name!r} is no identifier")
-        if set(t.axes) - set(AXES):
-            raise VerifyError(f"tensor {t.name}: unknown axes {set(t.axes) - set(AXES)}")
+        if set(t.axes) - set(AXES) or len(set(t.axes)) != len(t.axes):
+            raise VerifyError(f"tensor {t.name}: axes {list(t.axes)} are not of {', '.join(AXES)}")
+        if t.dtype not in FLOATS:
+            raise VerifyError(f"tensor {t.name}: no tensors of {t.dtype}")
         if t.role not in ("input", "output", "workspace"):
             raise VerifyError(f"tensor {t.name}: unknown role {t.role!r}")
         if "g" in t.axes:
-            heads = dict(graph.sizes).get("heads")
-            if t.by_head is None or len(t.by_head) != heads:
-                raise VerifyError(f"tensor {t.name} has axis g but no map of its {heads} heads")
-            if not all(0 <= g < dict(graph.sizes)["groups"] for g in t.by_head):
-                raise VerifyError(f"tensor {t.name}: its head map leaves the groups")
+            if t.by_head is None or len(t.by_head) != sizes["heads"]:
+                raise VerifyError(f"tensor {t.name} has axis g but no map of its "
+                                  f"{sizes['heads']} heads")
+            if set(t.by_head) - set(range(sizes["groups"])):
+                raise VerifyError(f"tensor {t.name}: its head map {t.by_head} leaves the "
+                                  f"{sizes['groups']} groups")
         elif t.by_head is not None:
             raise VerifyError(f"tensor {t.name} maps heads without an axis g")
+    for kernel in graph.kernels:
+        for name in (kernel.inputs if isinstance(kernel, Region) else
+                     [t.name for t in kernel.tensors]):
+            graph.tensor(name)
     net = launch_network(graph)
     for t in graph.tensors:
         writers = net.in_degree(t.name)

@@ -7,7 +7,6 @@ from .bounds import EXTENTS
 from .graph import Graph
 from .node import walk
 from .ops import OPS
-from .registers import registers
 from .stmt import (
     Barrier,
     Commit,
@@ -23,21 +22,15 @@ from .stmt import (
     Reduce,
     Stmt,
     Store,
-    Value,
     Wait,
     reads,
     statements,
+    tile_axes,
     writes,
 )
-from .sync import sync_problem
+from .verify_placed import BYTES, check_placement
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)
-_SPACES = {
-    "mma": {"scalar", "row", "column", "fragment", "operand", "shared"},
-    "simt": {"scalar", "row", "column", "fragment", "shared"},
-    "cpu": {"scalar", "row", "column", "array", "rows", "view"},
-}
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "bool": 1}
 _PAD = {"mma": 16, "simt": 8, "cpu": 1}
 
 
@@ -47,11 +40,9 @@ def check_kernel(graph: Graph, kernel: Kernel) -> None:
         raise VerifyError(f"kernel {kernel.name} is {kernel.stage} in a {graph.stage} graph")
     if not kernel.name.isidentifier() or kernel.sizes != graph.sizes:
         raise VerifyError(f"kernel {kernel.name}: name or sizes differ from the graph's")
+    check_tensor_uses(graph, kernel)
     check_schedule(kernel)
     check_grid(kernel)
-    for t in kernel.tensors:
-        if graph.tensor(t.name) != t:
-            raise VerifyError(f"kernel {kernel.name} sees another tensor {t.name} than the graph")
     check_params(kernel)
     check_values(kernel)
     check_flow(kernel)
@@ -64,7 +55,7 @@ def check_kernel(graph: Graph, kernel: Kernel) -> None:
 def check_schedule(kernel: Kernel) -> None:
     """Numbers a target could run at all."""
     s = kernel.schedule
-    if s.engine not in _SPACES:
+    if s.engine not in _PAD:
         raise VerifyError(f"unknown engine {s.engine!r}")
     if s.block_m < 1 or s.block_n < 1 or s.warps < 1 or s.min_blocks < 1:
         raise VerifyError(f"schedule {s} has a number below one")
@@ -72,11 +63,11 @@ def check_schedule(kernel: Kernel) -> None:
                               or s.block_n % 16 or s.warps > 32):
         raise VerifyError(f"schedule {s}: warps split block_m in rows of 16 (mma) or 2 (simt), "
                           "block_n is a multiple of 16")
-    if not s.stages or any(not 1 <= n <= 4 for n in s.stages):
+    if any(not 1 <= n <= 4 for n in s.stages) or kernel.stage == "tiled" and not s.stages:
         raise VerifyError(f"stages {s.stages}: one to four")
     if s.engine == "cpu" and (s.warps, s.stages, s.min_blocks, s.vector_bytes) != (1, (1,), 1, 16):
         raise VerifyError(f"schedule {s}: a CPU kernel has no warps, stages or vectors to choose")
-    size = max(_BYTES[t.dtype] for t in kernel.tensors) if s.engine == "simt" else 2
+    size = max(BYTES[t.dtype] for t in kernel.tensors) if s.engine == "simt" else 2
     if s.vector_bytes not in (16, size):
         raise VerifyError(f"vector_bytes {s.vector_bytes}: 16 or the element size")
 
@@ -88,6 +79,21 @@ def check_grid(kernel: Kernel) -> None:
             or {kernel.keep, kernel.loop} != set(EXTENTS):
         raise VerifyError(f"kernel {kernel.name}: grid {found}, keep {kernel.keep}, "
                           f"loop {kernel.loop}, block_m {kernel.schedule.block_m}")
+
+
+def check_tensor_uses(graph: Graph, kernel: Kernel) -> None:
+    """The kernel's tensors are the graph's and those its statements name; no input is written."""
+    for t in kernel.tensors:
+        if graph.tensor(t.name) != t:
+            raise VerifyError(f"kernel {kernel.name} sees another tensor {t.name} than the graph")
+    uses = [s for s in statements(kernel.body) if isinstance(s, Load | Issue | Store)]
+    used, have = {s.tensor for s in uses}, [t.name for t in kernel.tensors]
+    if used != set(have) or len(used) != len(have):
+        raise VerifyError(f"kernel {kernel.name} uses tensors {sorted(used)}, declares {have}")
+    for s in uses:
+        role = kernel.tensor(s.tensor).role
+        if isinstance(s, Store) != (role != "input") and role != "workspace":
+            raise VerifyError(f"{type(s).__name__} of the {role} {s.tensor}")
 
 
 def check_params(kernel: Kernel) -> None:
@@ -117,32 +123,44 @@ def check_values(kernel: Kernel) -> None:
     for v in kernel.values:
         if not v.name.isidentifier() or not v.name.isascii():
             raise VerifyError(f"value name {v.name!r} is no identifier")
-        if v.shape != tuple(_expected(kernel, a) for a in v.axes) or v.dtype not in _BYTES:
+        if v.axes != tile_axes(v.axes, kernel.keep, kernel.loop):
+            raise VerifyError(f"value {v.name} has axes {list(v.axes)}: tiles have "
+                              f"{kernel.keep}, {kernel.loop}, d or e, in this order")
+        if v.shape != tuple(_expected(kernel, a) for a in v.axes) or v.dtype not in BYTES:
             raise VerifyError(f"value {v.name}: shape {v.shape} for axes {v.axes}, {v.dtype}")
         if kernel.stage == "tiled" and v.space:
             raise VerifyError(f"value {v.name} has a space before placement")
-        if kernel.stage == "placed" and v.space not in _SPACES[kernel.schedule.engine]:
-            raise VerifyError(f"value {v.name}: no {v.space or 'missing'!r} space on "
-                              f"{kernel.schedule.engine}")
 
 
 def check_flow(kernel: Kernel) -> None:
-    """Every value is written before it is read, and every value is used."""
-    known: set[str] = set()
+    """Every value is written before it is read, and every value is used.
+
+    A loop may have no tiles and a tile may be full: what is first written in a loop, or on partial
+    tiles only, is read there only.
+    """
     used: set[str] = set()
-    for stmt in statements(kernel.body):
-        missing = [n for n in reads(stmt) if n not in known]
-        if missing:
-            raise VerifyError(f"{kernel.name}: {type(stmt).__name__} reads {missing[0]} before it "
-                              "is written")
-        used.update(reads(stmt))
-        if isinstance(stmt, Map):  # values assigned and read within one statement
-            used.update(n.attr("name") for n in walk(*stmt.exprs) if n.op == "value")
-        known.update(writes(stmt))
+
+    def visit(body: tuple[Stmt, ...], known: set[str], on_partial: set[str]) -> None:
+        for stmt in body:
+            partial = isinstance(stmt, Map) and stmt.when == "partial"
+            missing = [n for n in reads(stmt)
+                       if n not in known and not (partial and n in on_partial)]
+            if missing:
+                raise VerifyError(f"{kernel.name}: {type(stmt).__name__} reads {missing[0]} "
+                                  "before it is written")
+            used.update(reads(stmt))
+            if isinstance(stmt, Map):  # values assigned and read within one statement
+                used.update(n.attr("name") for n in walk(*stmt.exprs) if n.op == "value")
+            if isinstance(stmt, Loop):
+                visit(stmt.body, set(known), set(on_partial))
+            (on_partial if partial else known).update(writes(stmt))
+
+    visit(kernel.body, set(), set())
     have = {v.name for v in kernel.values}
-    if known - have or have - known or have - used:
-        raise VerifyError(f"{kernel.name}: written {sorted(known - have)} without declaring, "
-                          f"declared without writing {sorted(have - known)}, never read "
+    written = {n for s in statements(kernel.body) for n in writes(s)}
+    if written != have or have - used:
+        raise VerifyError(f"{kernel.name}: written {sorted(written - have)} without declaring, "
+                          f"declared without writing {sorted(have - written)}, never read "
                           f"{sorted(have - used)}")
 
 
@@ -156,9 +174,6 @@ def check_statement(kernel: Kernel, stmt: Stmt) -> None:
             if sorted(axes) != sorted(kernel.value(d).axes):
                 raise VerifyError(f"{type(stmt).__name__} {d}: tile axes "
                                   f"{kernel.value(d).axes}, tensor axes {kernel.tensor(t).axes}")
-            written = kernel.tensor(t).role != "input"
-            if isinstance(stmt, Store) and not written:
-                raise VerifyError(f"a store to the input {t}")
         case Fill(dst=d, number=x):
             if x not in (0.0, float("-inf")):
                 raise VerifyError(f"fill {d} with {x}: accumulators start at 0 or -inf")
@@ -171,11 +186,6 @@ def check_statement(kernel: Kernel, stmt: Stmt) -> None:
             if kind not in ("sum", "max") or left != kernel.value(d).axes or o not in \
                     kernel.value(s).axes or lanes not in ("now", "later"):
                 raise VerifyError(f"reduce {kind} {s} over {o} into {d}, lanes {lanes}")
-        case LaneReduce(dst=d, kind=kind):
-            late = [s for s in statements(kernel.body) if isinstance(s, Reduce)
-                    and s.dst == d and s.lanes == "later"]
-            if not late or late[0].kind != kind:
-                raise VerifyError(f"{d}: no reduction to finish across lanes with {kind}")
         case Copy(dst=d, src=s):
             if kernel.value(d).axes != kernel.value(s).axes:
                 raise VerifyError(f"copy {s} to {d}: different axes")
@@ -194,14 +204,6 @@ def _check_product(kernel: Kernel, d: str, a: str, b: str, over: str) -> None:
         raise VerifyError(f"product {a}·{b} over {over}: operands {x.axes}, {y.axes}")
     if set(out.axes) != (set(x.axes) | set(y.axes)) - {over}:
         raise VerifyError(f"product {a}·{b} over {over} into {out.axes}")
-    if kernel.stage == "placed" and kernel.schedule.engine != "cpu":
-        if x.space not in ("shared", "operand") or y.space != "shared":
-            raise VerifyError(f"product {a}·{b}: operands in {x.space} and {y.space}")
-        if x.dtype != y.dtype or out.space != "fragment" or out.dtype != "float32":
-            raise VerifyError(f"product {a}·{b}: {x.dtype}·{y.dtype} into {out.dtype} {out.space}")
-        wanted = {"mma": ("float16", "bfloat16"), "simt": ("float32",)}[kernel.schedule.engine]
-        if x.dtype not in wanted:
-            raise VerifyError(f"product {a}·{b}: {kernel.schedule.engine} does not take {x.dtype}")
 
 
 def _check_map(kernel: Kernel, stmt: Map) -> None:
@@ -209,7 +211,7 @@ def _check_map(kernel: Kernel, stmt: Map) -> None:
         raise VerifyError(f"map {stmt.dsts}: when {stmt.when!r}")
     for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True):
         v = kernel.value(dst)
-        if set(v.axes) != set(stmt.axes):
+        if v.axes != stmt.axes:
             raise VerifyError(f"map over {stmt.axes} writes {dst} with axes {v.axes}")
         if expr.dtype != v.dtype:
             raise VerifyError(f"map {dst}: a {expr.dtype} expression for a {v.dtype} value")
@@ -226,40 +228,3 @@ def _check_map(kernel: Kernel, stmt: Map) -> None:
                 for s in statements(kernel.body) if dst in reads(s)):
             raise VerifyError(f"map {dst} on partial tiles only must update it in place, or be "
                               "read on partial tiles only")
-
-
-def check_placement(kernel: Kernel) -> None:
-    """Shared memory adds up and is synchronised; derived numbers are the derived ones."""
-    end = 0
-    for v in kernel.values:
-        if v.space != "shared":
-            if (v.stages, v.offset, v.panel) != (1, 0, 0):
-                raise VerifyError(f"value {v.name} in {v.space}: stages, offset and panel belong "
-                                  "to shared memory")
-            continue
-        _check_shared(kernel, v, end)
-        end += v.stages * v.shape[0] * v.shape[1] * _BYTES[v.dtype]
-    if end != kernel.shared_bytes:
-        raise VerifyError(f"{kernel.name}: {kernel.shared_bytes} B shared memory stated, tiles "
-                          f"take {end} B")
-    expected = registers(kernel) if kernel.schedule.engine != "cpu" else 0
-    if kernel.registers != expected:
-        raise VerifyError(f"{kernel.name}: {kernel.registers} registers stated, {expected} derived")
-    if kernel.schedule.engine != "cpu":
-        problem = sync_problem(kernel)
-        if problem:
-            raise VerifyError(f"{kernel.name}: {problem}")
-
-
-def _check_shared(kernel: Kernel, v: Value, offset: int) -> None:
-    row = v.panel * _BYTES[v.dtype]
-    if len(v.axes) != 2 or v.offset != offset or row not in (32, 64, 128) \
-            or v.shape[1] % v.panel or any(
-                v.shape[1] * _BYTES[v.dtype] % wider == 0 for wider in (128, 64) if wider > row):
-        raise VerifyError(f"shared value {v.name}: offset {v.offset} (tiles before end at "
-                          f"{offset}), panel {v.panel} of {v.shape[1]} columns")
-    looped = kernel.loop in v.axes
-    copied = any(isinstance(s, Copy) and s.dst == v.name for s in statements(kernel.body))
-    allowed = (1,) if not looped or copied else kernel.schedule.stages
-    if v.stages not in allowed:
-        raise VerifyError(f"shared value {v.name}: {v.stages} stages, the schedule has {allowed}")
