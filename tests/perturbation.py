@@ -1,4 +1,4 @@
-"""Every way to change one attribute of a frozen object: what tests use to ask whether it matters."""
+"""Every way to change one attribute of a frozen object, for tests that ask whether it matters."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from ir_problem import DTYPE, placed, schedule
 from perturbation import changed
 
-from attngen.errors import AttngenError, VerifyError
+from attngen.errors import AttngenError
 from attngen.ir.graph import Graph
 from attngen.ir.stmt import Kernel
 from attngen.ir.verify import verify

@@ -73,7 +73,7 @@ class TileInterpreter:
         self.pending: deque[list[tuple[str, int, Array]]] = deque()
         self.open: list[tuple[str, int, Array]] = []
         self.arrived: list[tuple[str, int, Array]] = []
-        self.window: tuple[int, int] | None = None
+        self.walked: tuple[int, int] | None = None
         self._bounds: tuple[str, str] = ("", "")
         self._run(self.kernel.body)
 
@@ -124,23 +124,23 @@ class TileInterpreter:
 
     def _loop(self, stmt: Loop) -> None:
         begin, end, full_begin, full_end = self._range(stmt)
-        self.window = (begin, end)
+        self.walked = (begin, end)
         for n in range(begin, end):
             self.tile[stmt.axis] = n
             self.full = full_begin <= n < full_end
             self.counts["tiles"] += 1
             self.counts["full_tiles"] += self.full
             self._run(stmt.body)
-        self.window = None
+        self.walked = None
 
     def _issue(self, dst: str, tensor: str, ahead: int | None) -> None:
         loop = self.kernel.loop
-        if self.window is None:  # before the loop: find its bounds
+        if self.walked is None:  # before the loop: find its bounds
             stmt = next(s for s in self.kernel.body if isinstance(s, Loop))
             begin, end, _, _ = self._range(stmt)
             position = begin + (ahead or 0)
         else:
-            end = self.window[1]
+            end = self.walked[1]
             position = self.tile[loop] + (ahead or 0)
         if position >= end:
             return
