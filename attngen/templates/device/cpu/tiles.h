@@ -5,12 +5,66 @@
 // sets of the cache, and a product that walks down a column would lose what it has just read.
 static constexpr int ROW_PAD = 16;
 
+#if defined(__clang__)
+#define SHUFFLE(I, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(I, a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
+// Eight vectors of eight: x[r][c] becomes x[c][r]. Quadrants change places, then those of each
+// quadrant, then single elements.
+template <class V, class I> INLINE void transpose(V (&x)[8]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        const V a = x[r], b = x[r + 4];
+        x[r] = SHUFFLE(I, a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+        x[r + 4] = SHUFFLE(I, a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) {
+        const int r = n / 2 * 4 + n % 2;
+        const V a = x[r], b = x[r + 2];
+        x[r] = SHUFFLE(I, a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+        x[r + 2] = SHUFFLE(I, a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 8; r += 2) {
+        const V a = x[r], b = x[r + 1];
+        x[r] = SHUFFLE(I, a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+        x[r + 1] = SHUFFLE(I, a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+}
+
+// Eight numbers of T as a vector, and the vector of indices that rearranges it.
+template <class T> using Eight = typename Vector<T, 8>::type;
+template <class T> using Order = typename Vector<decltype(bit_cast<Bits<T>>(T())), 8>::type;
+
+// How many of `rows` rows are moved eight by eight. Doubles are not: eight of them are wider than
+// most machines' vectors, and compilers take such apart element by element.
+template <class T> INLINE int whole_blocks(int rows) {
+    return sizeof(T) == sizeof(float) ? rows / 8 * 8 : 0;
+}
+
 // dst[c][r] = src[r][c] for r < rows, c < columns; lanes from `rows` up to `lanes` become 0.
 template <int LANES, class T, class S>
 INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, int columns,
                        int lanes) {
+    const int whole_rows = whole_blocks<T>(rows), whole_columns = columns / 8 * 8;
+    for (int r = 0; r < whole_rows; r += 8)
+        for (int c = 0; c < whole_columns; c += 8) {
+            alignas(64) T part[8][8];
+            for (int n = 0; n < 8; ++n)
+                for (int k = 0; k < 8; ++k) part[n][k] = to_real(src[(r + n) * stride + c + k]);
+            Eight<T> x[8];
+#pragma GCC unroll 8
+            for (int n = 0; n < 8; ++n) x[n] = *(const Eight<T>*)part[n];
+            transpose<Eight<T>, Order<T>>(x);
+#pragma GCC unroll 8
+            for (int n = 0; n < 8; ++n) *(Eight<T>*)&dst[c + n][r] = x[n];
+        }
     for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c) dst[c][r] = to_real(src[r * stride + c]);
+        for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+            dst[c][r] = to_real(src[r * stride + c]);
     for (int c = 0; c < columns; ++c)
         for (int r = rows; r < lanes; ++r) dst[c][r] = 0;
 }
@@ -18,8 +72,22 @@ INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, 
 // dst[r][c] = src[c][r] for r < rows, c < columns.
 template <int LANES, class T, class S>
 INLINE void store_lanes(S* dst, int64_t stride, const T (*src)[LANES], int rows, int columns) {
+    const int whole_rows = whole_blocks<T>(rows), whole_columns = columns / 8 * 8;
+    for (int r = 0; r < whole_rows; r += 8)
+        for (int c = 0; c < whole_columns; c += 8) {
+            Eight<T> x[8];
+#pragma GCC unroll 8
+            for (int n = 0; n < 8; ++n) x[n] = *(const Eight<T>*)&src[c + n][r];
+            transpose<Eight<T>, Order<T>>(x);
+            alignas(64) T part[8][8];
+#pragma GCC unroll 8
+            for (int n = 0; n < 8; ++n) *(Eight<T>*)part[n] = x[n];
+            for (int n = 0; n < 8; ++n)
+                for (int k = 0; k < 8; ++k) put(dst[(r + n) * stride + c + k], part[n][k]);
+        }
     for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c) put(dst[r * stride + c], src[c][r]);
+        for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+            put(dst[r * stride + c], src[c][r]);
 }
 
 // dst[r][c] = src[r][c] for r < rows, c < columns: a copy in the type arithmetic happens in.
