@@ -1,0 +1,102 @@
+"""Delete each synchronisation statement of the generated kernels: the emulator must object.
+
+A statement that nothing needs would be a cost on every GPU; one whose loss nobody notices would be
+a hole in the emulator. Either way it shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import forward_cases as cases
+import pytest
+from forward_cases import Case
+
+from attngen import knobs
+from attngen.compiler import Options, lower, make_plan
+from attngen.errors import EmulatorError
+from attngen.runtime.emulator.mutate import mutations
+from attngen.runtime.operands import Heads
+from attngen.runtime.plan import Plan
+from attngen.runtime.variant import Variant
+
+SEEDS = range(8)
+
+# Head sizes small enough for quick runs; lengths with at least three key tiles, a last tile cut
+# short, and (second) query tiles that see nothing, whose copies would be under way at the end.
+CALLS = (Case(heads=1, batch=1, causal=True, seqlen_q=197, seqlen_k=420),
+         Case(heads=1, batch=1, causal=True, seqlen_q=197, seqlen_k=60))
+
+KERNELS = {
+    f"{dtype} {copies} {stages[0]},{stages[1]}": (dtype, copies == "16B", True, stages)
+    for dtype, copies in (("bfloat16", "16B"), ("bfloat16", "scalar"), ("float32", "16B"),
+                          ("float32", "scalar"))
+    for stages in ((1, 1), (2, 1), (2, 2))
+} | {"unfused bfloat16": ("bfloat16", True, False, (2, 1)),
+     "unfused float32": ("float32", True, False, (1, 1)),
+     "unfused scalar": ("float16", False, False, (2, 2))}
+QUICK_KERNELS = ("bfloat16 16B 1,1", "bfloat16 16B 2,1", "bfloat16 16B 2,2", "float32 16B 1,1",
+                 "unfused bfloat16")
+
+
+@cache
+def plan_of(name: str) -> Plan:
+    dtype, vectorized, fuse, stages = KERNELS[name]
+    schedule = {"block_n": 64, "stages": stages} if dtype != "float32" else {"stages": stages}
+    options = Options("sm_80", dtype, vectorized, fuse, tuple(sorted(schedule.items())))
+    return make_plan(CALLS[0].spec, options, lower(CALLS[0].spec, options))
+
+
+def _objects(plan: Plan, dtype: str, seed: int) -> bool:
+    """Does the emulator report an error in one of the calls?"""
+    dim = CALLS[0].head_dim
+    variant = Variant(plan, Heads(1, 1, dim, dim), emulate=True)
+    for case in CALLS:
+        data = cases.inputs(replace(case, dtype=dtype))
+        numbers = {"q_offset": case.seqlen_k - case.seqlen_q, "kv_offset": 0,
+                   "kv_len": case.seqlen_k}
+        try:
+            with knobs.scope(seed=seed):
+                variant.run(data.q, data.k, data.v, 1, case.seqlen_q, case.seqlen_k, numbers)
+        except EmulatorError:
+            return True
+    return False
+
+
+def _mutants(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Every deletion in every kernel: what it is, and the plan with it."""
+    for n, kernel in enumerate(plan.kernels):
+        for site in mutations(kernel.text):
+            changed = kernel._replace(text=site.text)
+            yield (f"{kernel.kind} line {site.line} {site.function}",
+                   plan._replace(kernels=(*plan.kernels[:n], changed, *plan.kernels[n + 1:])))
+
+
+def _survivors(name: str) -> list[str]:
+    plan, dtype = plan_of(name), KERNELS[name][0]
+    assert not any(_objects(plan, dtype, seed) for seed in SEEDS)
+    return [f"{what}: seeds {missed}" for what, mutant in _mutants(plan)
+            if (missed := [s for s in SEEDS if not _objects(mutant, dtype, s)])]
+
+
+@pytest.mark.parametrize("name", QUICK_KERNELS)
+def test_every_deletion_is_caught(name: str) -> None:
+    assert _survivors(name) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(set(KERNELS) - set(QUICK_KERNELS)))
+def test_every_deletion_is_caught_in_the_other_kernels(name: str) -> None:
+    assert _survivors(name) == []
+
+
+def test_the_kernels_have_something_to_delete() -> None:
+    """So that no survivors means more than no sites."""
+    sites = {name: [site.function for kernel in plan_of(name).kernels
+                    for site in mutations(kernel.text)] for name in KERNELS}
+    for name in QUICK_KERNELS[:3]:
+        assert {"cp_async_commit", "cp_async_wait", "sync_block"} <= set(sites[name]), name
+    assert "sync_warp" in sites["float32 16B 2,2"]
+    assert all(sites[name].count("sync_block") >= 2 for name in KERNELS if "unfused" in name)
