@@ -8,23 +8,25 @@ None means "unbounded as far as we can tell".
 from __future__ import annotations
 
 from .algebra import simplify
-from .node import Node, first, last, make
+from .node import Node, first, last, make, walk
 
 Bound = Node | None
 
 
 def interval(node: Node, axis: str) -> tuple[Bound, Bound]:
     """(least, greatest) value of ``node`` while the index of ``axis`` runs over the tile."""
-    low, high = _interval(node, axis)
+    known: dict[str, tuple[Bound, Bound]] = {}
+    for n in walk(node):
+        known[n.key] = _interval(n, [known[a.key] for a in n.args], axis)
+    low, high = known[node.key]
     return (None if low is None else simplify(low)), (None if high is None else simplify(high))
 
 
-def _interval(n: Node, axis: str) -> tuple[Bound, Bound]:
+def _interval(n: Node, args: list[tuple[Bound, Bound]], axis: str) -> tuple[Bound, Bound]:
     if axis not in n.axes:
         return n, n
     if n.op == "idx":
         return first(axis), last(axis)
-    args = [_interval(a, axis) for a in n.args]
     match n.op:
         case "add":
             return _both("add", args[0][0], args[1][0]), _both("add", args[0][1], args[1][1])

@@ -38,6 +38,8 @@ from .stmt import (
 )
 from .stream import rescale_factor
 
+_LARGE = 12  # an expression of more terms than this, used twice, is computed once
+
 
 def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: str = "i",
          loop: str = "j") -> Graph:
@@ -73,7 +75,10 @@ class _Lowering:
         roots = self._solve_masks(roots)
         self.roots = self._run_streams(roots)
         self.uses: dict[str, int] = {}
-        for node in walk(*self.roots):
+        self.terms: dict[str, int] = {}  # operations of a node written out as one expression
+        ranges = (self.range.begin, self.range.end, self.range.full_begin, self.range.full_end)
+        for node in walk(*self.roots, *ranges):
+            self.terms[node.key] = min(1 + sum(self.terms[a.key] for a in node.args), 1 << 20)
             for arg in node.args:
                 self.uses[arg.key] = self.uses.get(arg.key, 0) + 1
 
@@ -314,7 +319,8 @@ class _Lowering:
                 return self._ref(n)
             fewer = len(own) < len(axes)
             column = fewer and own and own[0] != self.keep
-            shared = self.uses.get(n.key, 0) > 1 and not OPS[n.op].cheap
+            shared = self.uses.get(n.key, 0) > 1 and (
+                not OPS[n.op].cheap or self.terms.get(n.key, 0) > _LARGE)
             if (fewer and not (column and is_cheap(n))) or shared:
                 return self._ref(n)
         return rebuild(n, tuple(self._expr(a, axes) for a in n.args))

@@ -190,24 +190,25 @@ class _Linear:
         self.constant = 0
         self.terms: dict[Node, int] = {}
 
-    def add(self, n: Node, factor: int, axis: str) -> bool:
-        """Add factor·n; False when the index enters in a way that is not linear."""
-        if n.is_const:
-            self.constant += factor * int(n.attr("value"))
-        elif n.op == "idx" and n.attr("axis") == axis:
-            self.coefficient += factor
-        elif n.op == "add":
-            return self.add(n.args[0], factor, axis) and self.add(n.args[1], factor, axis)
-        elif n.op == "sub":
-            return self.add(n.args[0], factor, axis) and self.add(n.args[1], -factor, axis)
-        elif n.op == "neg":
-            return self.add(n.args[0], -factor, axis)
-        elif n.op == "mul" and n.args[1].is_const:
-            return self.add(n.args[0], factor * int(n.args[1].attr("value")), axis)
-        elif axis in n.axes:
-            return False
-        else:
-            self.terms[n] = self.terms.get(n, 0) + factor
+    def add(self, root: Node, factor: int, axis: str) -> bool:
+        """Add factor·root; False when the index enters in a way that is not linear."""
+        factors = {root.key: factor}
+        for n in reversed(list(walk(root))):  # users before their operands
+            c = factors.pop(n.key, 0)
+            parts = _linear_parts(n)
+            if c == 0:
+                continue
+            if n.is_const:
+                self.constant += c * int(n.attr("value"))
+            elif n.op == "idx" and n.attr("axis") == axis:
+                self.coefficient += c
+            elif parts:
+                for arg, times in parts:
+                    factors[arg.key] = factors.get(arg.key, 0) + c * times
+            elif axis in n.axes:
+                return False
+            else:
+                self.terms[n] = self.terms.get(n, 0) + c
         return True
 
     def total(self, sign: int) -> Node:
@@ -223,3 +224,17 @@ class _Linear:
                 out = make("add" if c > 0 else "sub", out, term)
         shift = const(self.constant * sign)
         return simplify(shift if out is None else make("add", out, shift))
+
+
+def _linear_parts(n: Node) -> list[tuple[Node, int]]:
+    """Operands and their factors, for sums and multiples by a constant; else nothing."""
+    match n.op:
+        case "add":
+            return [(n.args[0], 1), (n.args[1], 1)]
+        case "sub":
+            return [(n.args[0], 1), (n.args[1], -1)]
+        case "neg":
+            return [(n.args[0], -1)]
+        case "mul" if n.args[1].is_const:
+            return [(n.args[0], int(n.args[1].attr("value")))]
+    return []
