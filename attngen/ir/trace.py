@@ -9,12 +9,16 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from ..errors import TraceError
-from .node import Node, const, make
+from .node import Node, cast, const, make, walk
+from .ops import FLOATS, OPS
 
 _origin: ContextVar[str] = ContextVar("attngen_trace_origin", default="")
+_float: ContextVar[str] = ContextVar("attngen_trace_float", default="float32")
+_MAX_DEPTH = 250  # expressions are lowered and printed by recursion
 
 _UNARY = {"neg": "neg", "abs": "abs", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2",
           "tanh": "tanh", "sqrt": "sqrt", "sigmoid": "sigmoid", "logical_not": "not"}
@@ -138,14 +142,15 @@ class Scalar:
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
-        if name in _UNARY:
-            return _apply(_UNARY[name], *args[:1])
-        if name in _BINARY:
-            return _apply(_BINARY[name], *args[:2])
-        if name == "where":
-            return _apply("where", *args[:3])
-        raise TraceError(f"torch.{name} cannot be traced. Available: torch.where, "
-                         f"{', '.join(sorted([*_UNARY, *_BINARY]))} and Python operators")
+        if kwargs:
+            raise TraceError(f"torch.{name} with {', '.join(f'{k}=' for k in kwargs)} cannot be "
+                             "traced: write what it does with operators")
+        op = _UNARY.get(name) or _BINARY.get(name) or {"where": "where"}.get(name)
+        if op is None or len(args) != OPS[op].arity:
+            known = sorted({"where", *_UNARY, *_BINARY})
+            raise TraceError(f"torch.{name} cannot be traced. Available: "
+                             f"{', '.join(f'torch.{k}' for k in known)} and Python operators")
+        return _apply(op, *args)
 
     # what a proxy cannot do ----------------------------------------------------------------
     def __bool__(self) -> bool:
@@ -158,7 +163,8 @@ class Scalar:
     __int__ = __index__
 
     def __float__(self) -> float:
-        raise TraceError("a score has no value while tracing: it cannot become a Python float")
+        raise TraceError("a score has no value while tracing: it cannot become a Python float; "
+                         "use torch.tanh instead of math.tanh, and so on")
 
     def __iter__(self) -> Any:
         raise TraceError("a traced scalar cannot be iterated")
@@ -178,11 +184,20 @@ def _node(x: Any) -> Node:
 
 def _apply(op: str, *args: Any) -> Scalar:
     nodes = tuple(_node(a) for a in args)
-    if op in ("and", "or", "not"):
-        for n in nodes:
-            if n.dtype != "bool":
-                raise TraceError(f"{op} needs conditions, got {n.dtype}; compare it first")
+    _check_kinds(op, nodes)
+    if OPS[op].result == "float" and not any(n.dtype in FLOATS for n in nodes):
+        nodes = (cast(nodes[0], _float.get()), *nodes[1:])  # indices divide as numbers
     return Scalar(make(op, *nodes, origin=_origin.get()))
+
+
+def _check_kinds(op: str, nodes: tuple[Node, ...]) -> None:
+    logical = op in ("and", "or", "not")
+    for n in nodes if logical else nodes[:1] if op == "where" else ():
+        if n.dtype != "bool":
+            wanted = "conditions" if logical else "a condition"
+            raise TraceError(f"{op} needs {wanted}, got {n.dtype}; compare it first")
+    if all(n.dtype == "bool" for n in nodes) and not logical and op not in ("eq", "ne", "where"):
+        raise TraceError(f"{op} needs numbers, got conditions; torch.where makes numbers of them")
 
 
 def _logic(op: str, a: Any, b: Any) -> Scalar:
@@ -196,6 +211,7 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
     result of the wrong kind.
     """
     token = _origin.set(name)
+    compute = _float.set("float32" if result == "bool" else result)
     try:
         out = function(*(Scalar(a) for a in args))
         node = _node(out)
@@ -205,16 +221,29 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
         raise TraceError(f"{name}{_where(error)}: {type(error).__name__}: {error}") from error
     finally:
         _origin.reset(token)
+        _float.reset(compute)
     if (node.dtype == "bool") != (result == "bool"):
         wanted = "a condition (true = visible)" if result == "bool" else "a number"
         raise TraceError(f"{name} must return {wanted}, it returned {node.dtype}")
+    _check_depth(node, name)
     return node
+
+
+def _check_depth(root: Node, name: str) -> None:
+    depth: dict[str, int] = {}
+    for n in walk(root):
+        depth[n.key] = 1 + max((depth[a.key] for a in n.args), default=-1)
+    if depth[root.key] > _MAX_DEPTH:
+        raise TraceError(f"{name} nests {depth[root.key]} operations, at most {_MAX_DEPTH} are "
+                         "taken", remedy="Replace a long Python loop by a formula.")
 
 
 def _where(error: BaseException) -> str:
     """The innermost line of user code in a traceback."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    if not frames:
+    frames = [f for f in traceback.extract_tb(error.__traceback__)
+              if not f.filename.startswith(str(Path(__file__).parent))]
+    own = [f for f in frames if "site-packages" not in f.filename] or frames
+    if not own:
         return ""
-    frame = frames[-1]
+    frame = own[-1]
     return f" ({frame.filename}:{frame.lineno}: {frame.line})"
