@@ -97,17 +97,20 @@ class Context:
     # -- a thread's share ----------------------------------------------------------------------
 
     def nest(self, axes: tuple[str, ...], indices: frozenset[str] | set[str] = frozenset(),
-             by_column: bool = False) -> Nest | None:
+             by_column: bool = False, rarely: bool = False) -> Nest | None:
         """Loops over a thread's share of ``axes``, declaring the ``indices`` that are needed.
 
         Rows go outermost. ``by_column``: columns do, so that an index along them lives only while
         all rows use it, where the other order would keep every column's index in a register.
+        ``rarely``: the statement is skipped on most tiles, so row numbers are not kept for it.
         """
         made: Nest | None = None
         for axis in sorted(axes, key=lambda a: (a == self.shape.keep) != by_column):
             start = "" if axis in "de" else f"{axis}_first + "
             if axis == self.shape.keep:
                 var, bound, at = "r", Code("ROWS"), "row0 + row_of(r)"
+                if rarely:
+                    at = "recompute(row0) + row_of(r)"
             else:
                 columns = self.shape.columns(axis)
                 var, bound, at = "c", columns.name, f"{columns.function}(lane, c)"

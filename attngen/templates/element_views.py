@@ -26,7 +26,8 @@ def map_elements(context: Context, stmt: ir.Map, scope: Scope) -> out.Elements:
         for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True))
     guard = Code("partial") if stmt.when == "partial" else None
     by_column = any(a in indices for a in stmt.axes if a != context.shape.keep)
-    return out.Elements((), context.nest(stmt.axes, indices, by_column), lines, guard)
+    return out.Elements((), context.nest(stmt.axes, indices, by_column, guard is not None), lines,
+                        guard)
 
 
 def load(context: Context, stmt: ir.Load, scope: Scope) -> out.Elements:

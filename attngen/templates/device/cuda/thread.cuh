@@ -16,6 +16,13 @@ DEVICE_FN int block_x() { return static_cast<int>(blockIdx.x); }
 DEVICE_FN int block_y() { return static_cast<int>(blockIdx.y); }
 DEVICE_FN int block_z() { return static_cast<int>(blockIdx.z); }
 
+// `x`, but computed from here on only: the compiler may not prepare results of it ahead of time and
+// keep them in registers. For what is needed rarely.
+DEVICE_FN int recompute(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // All threads of the block wait here, then see each other's earlier shared-memory accesses.
 SYNC_FN void sync_block() { __syncthreads(); }
 
