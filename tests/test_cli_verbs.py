@@ -116,9 +116,13 @@ def test_run_fails_when_the_result_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_run_emulated_counts_matrix_instructions() -> None:
     text = output("run", *SPEC, "--target", "sm_80", "--emulate", "--seqlen", "40")
-    counts = dict(line.rsplit(maxsplit=1) for line in text.splitlines() if "mma" in line)
-    assert int(counts["mma.m16n8k16"]) > 0
-    assert "bank conflicts" in text and "read k" in text
+    rows = {line[:22].strip(): line[22:].split() for line in text.splitlines()}
+    counted, predicted = rows["mma.m16n8k16"]
+    assert int(counted) == int(predicted) > 0
+    assert rows["read k"][:2] == rows["read k"][2:] and rows["bank conflicts"] == ["0"]
+    moved = output("run", *SPEC, "--target", "sm_80", "--emulate", "--seqlen", "40",
+                   "--seqlens-k", "7")
+    assert "emulated, with no race" in moved  # predictions are for whole sequences only
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NoDeviceError, UsageError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..attention import Attention
+    from ..ir.cost import KernelCost
+    from ..runtime.targets import Target
     from ..spec import AttentionSpec
 
 HELP = "run on random input and check against the oracle"
@@ -24,7 +27,8 @@ from its definition. The largest error may be twice that of the same formula in 
 operations of the same dtype, plus rounding. Exit status 0 when it holds, 1 when not.
 
 With --emulate the CUDA text itself is executed on the CPU, with races, bounds, uninitialised
-memory and deadlocks checked, and what it does is counted. It is slow: keep the sizes small.
+memory and deadlocks checked. What it does is counted and shown beside what the cost model says.
+It is slow: keep the sizes small.
 
 {SPEC_HELP}
 
@@ -100,8 +104,21 @@ def run(args: argparse.Namespace) -> int:
     for _, comparison in verdicts:
         if not comparison.ok:
             print(comparison.report)
-    _counts(attn)
+    if args.emulate:
+        _counts(attn, [] if where else _predicted(spec, target, args, dtype, seqlen_q, seqlen_k))
     return 0 if all(c.ok for _, c in verdicts) else 1
+
+
+def _predicted(spec: AttentionSpec, target: Target, args: argparse.Namespace, dtype: str,
+               seqlen_q: int, seqlen_k: int) -> tuple[KernelCost, ...]:
+    """The cost model's word for each kernel, for default positions."""
+    from ..compiler import Options, lower
+    from ..describe import Description
+
+    options = Options(target.name, dtype, fuse=not args.no_fuse,
+                      schedule=tuple(sorted(schedule_of(args).items())))
+    return Description(lambda _: lower(spec, options), target).costs(
+        dtype, batch=args.batch, seqlen_q=seqlen_q, seqlen_k=seqlen_k)
 
 
 def _timed(call: Any, torch: Any) -> tuple[Any, float]:
@@ -151,16 +168,17 @@ def _check_memory(spec: AttentionSpec, batch: int, seqlen_q: int, seqlen_k: int)
                          remedy="Use a smaller --seqlen, --batch or --heads.")
 
 
-def _counts(attn: Attention) -> None:
-    """What the emulator counted."""
-    if not attn.counters:
-        return
+def _counts(attn: Attention, costs: Sequence[KernelCost]) -> None:
+    """What the emulator counted, beside what the cost model predicted (where it did)."""
     total = sum(attn.counters[1:], attn.counters[0])
-    print("emulated, with no race, stray access or deadlock; counted:")
-    table(("", "count"), [
-        ("mma.m16n8k16", str(total.mma)), ("ldmatrix", str(total.ldmatrix)),
-        *((f"read {name}", size(n)) for name, n in total.read_by.items() if n),
-        *((f"written {name}", size(n)) for name, n in total.written_by.items() if n),
-        ("asynchronous copies", size(total.async_bytes)),
-        ("bank conflicts", str(total.bank_conflicts)),
-        ("block barriers", str(total.block_syncs))], right=(1,))
+    rows = [("mma.m16n8k16", str(total.mma), str(sum(c.matrix_instructions for c in costs)))]
+    for verb, counted, books in (("read", total.read_by, [c.read for c in costs]),
+                                 ("written", total.written_by, [c.written for c in costs])):
+        rows += [(f"{verb} {name}", size(count), size(sum(book.get(name, 0) for book in books)))
+                 for name, count in counted.items() if count]
+    rows += [("asynchronous copies", size(total.async_bytes), ""),
+             ("ldmatrix", str(total.ldmatrix), ""), ("block barriers", str(total.block_syncs), ""),
+             ("bank conflicts", str(total.bank_conflicts), "")]
+    print("emulated, with no race, stray access or deadlock:")
+    table(("", "counted", "predicted"), [row if costs else (*row[:2], "") for row in rows],
+          right=(1, 2))
