@@ -36,7 +36,8 @@ def test_counts(causal: int) -> None:
     steps = heads * sum(tiles)
     warps, row, blocks = 4, D * 2, heads * n // BLOCK
     assert counters.mma == steps * warps * 2 * (D // 16) * (BLOCK // 8)
-    assert counters.ldmatrix == steps * warps * (D // 16 * (1 + BLOCK // 16) + BLOCK // 16 * (D // 16))
+    loads = D // 16 * (1 + BLOCK // 16) + BLOCK // 16 * (D // 16)
+    assert counters.ldmatrix == steps * warps * loads
     # Every step also starts copying the following tile, as long as there is one.
     fetched = heads * sum(min(t + 1, n // BLOCK) for t in tiles) * BLOCK * row
     assert counters.read_by == {"q": heads * n * row, "k": fetched, "v": fetched, "o": 0, "lse": 0}

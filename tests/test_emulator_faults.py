@@ -1,4 +1,4 @@
-"""Each mistake of tests/kernels/faults.cu is found, named, and located; correct look-alikes pass."""
+"""Each mistake of tests/kernels/faults.cu is found, named and located; correct kernels pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from attngen.runtime import cxx, emulator
 from attngen.runtime.emulator import Counters, EmulatedModule
 
 SEEDS = range(8)
-_CASE = re.compile(r"// ((?:\w+ or )?\w+)\b[^\n]*\n(KERNEL\((\d+), 1\) (\w+)\(.*?\n\}\n)", re.DOTALL)
+_CASE = re.compile(r"// ((?:\w+ or )?\w+)\b[^\n]*\n"
+                   r"(KERNEL\((\d+), 1\) (\w+)\(.*?\n\}\n)", re.DOTALL)
 CASES = {name: (expected, int(threads), body) for expected, body, threads, name
          in _CASE.findall((KERNELS / "faults.cu").read_text())}
 

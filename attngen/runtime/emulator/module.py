@@ -18,8 +18,8 @@ from .sections import split
 from .source import kernel_text, runtime_text
 
 _COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-w")
-_RUNTIME_FLAGS = ("-O3", *_COMMON, "-march=native", "-ffp-contract=fast", "-ftls-model=initial-exec",
-                  "-U_FORTIFY_SOURCE", "-pthread")
+_RUNTIME_FLAGS = ("-O3", *_COMMON, "-march=native", "-ffp-contract=fast",
+                  "-ftls-model=initial-exec", "-U_FORTIFY_SOURCE", "-pthread")
 # -O1 compiles four times faster than -O3 and runs as fast. The sanitizer's checks call functions
 # of ours (device/checks.hpp), so its library must not be linked. No -march=native: newer
 # instructions make the pattern below from other constants.

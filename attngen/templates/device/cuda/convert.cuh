@@ -1,5 +1,6 @@
 // Between float32 and the sixteen-bit types. All roundings are to nearest, ties to even.
 
+// The value as a float, exactly.
 DEVICE_FN float to_float(float x) { return x; }
 DEVICE_FN float to_float(bf16_t x) { return __uint_as_float(static_cast<u32>(x.bits) << 16); }
 DEVICE_FN float to_float(f16_t x) {

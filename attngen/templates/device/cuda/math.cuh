@@ -31,6 +31,7 @@ DEVICE_FN float min_f32(float a, float b) { return fminf(a, b); }
 DEVICE_FN float abs_f32(float x) { return fabsf(x); }
 DEVICE_FN float floor_f32(float x) { return floorf(x); }
 
+// The same of integers.
 DEVICE_FN int max_i32(int a, int b) { return a > b ? a : b; }
 DEVICE_FN int min_i32(int a, int b) { return a < b ? a : b; }
 DEVICE_FN int abs_i32(int a) { return a < 0 ? -a : a; }

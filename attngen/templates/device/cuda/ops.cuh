@@ -4,6 +4,7 @@
 // Probabilities go through this one: the hardware's 2^x is as accurate as they need.
 DEVICE_FN float exp2_f32(float x) { return fast_exp2(x); }
 
+// 1 / (1 + e^-x): 0 and 1 at the infinities.
 DEVICE_FN float sigmoid_f32(float x) { return recip(1.0f + exp_f32(-x)); }
 
 // 1/x, and 0 at x = 0: the normaliser of a row that saw nothing.
@@ -12,5 +13,6 @@ DEVICE_FN float recip0_f32(float x) { return x == 0.0f ? 0.0f : recip(x); }
 // x, and 0 at x = -inf: the maximum of a row that saw nothing, safe to subtract.
 DEVICE_FN float finite_or_zero_f32(float x) { return x == NEG_INF ? 0.0f : x; }
 
+// Rounded down, and what that leaves; b is not 0.
 DEVICE_FN int floordiv_i32(int a, int b) { return floor_div(a, b); }
 DEVICE_FN int mod_i32(int a, int b) { return floor_mod(a, b); }
