@@ -58,13 +58,16 @@ def random_call(rng: np.random.Generator) -> dict[str, int]:
 
 
 def ranges(kernel: Kernel, p: dict[str, int], row_tile: int) -> tuple[int, int, int, int]:
-    """begin, end, full_begin, full_end of one block, from the kernel's own first statement."""
-    statement = kernel.body[0]
-    assert isinstance(statement, Map) and statement.dsts[0] == "n_begin"
+    """begin, end, full_begin, full_end of one block, by the kernel's own statements."""
     start = row_tile * kernel.schedule.block_m
     known = {**p, "first i": start, "b": 0, "h": 0,
              "last i": min(start + kernel.schedule.block_m, p["seqlen_q"]) - 1}
-    begin, end, full_begin, full_end = (int(evaluate(e, known)) for e in statement.exprs)
+    for statement in kernel.body:
+        if isinstance(statement, Map) and not statement.axes:
+            for name, expr in zip(statement.dsts, statement.exprs, strict=True):
+                known[name] = evaluate(expr, known)
+    begin, end, full_begin, full_end = (
+        int(known[n]) for n in ("n_begin", "n_end", "n_full_begin", "n_full_end"))
     return begin, end, full_begin, full_end
 
 

@@ -199,6 +199,14 @@ def nested_too_deep(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return s
 
 
+def too_large(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    return torch.where(j < 10**10, s, 0.0)
+
+
+def infinite(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    return torch.where(j < 3, s, float("inf"))
+
+
 def subtracted_conditions(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return s * ((i < j) - (j < 3))
 
@@ -221,6 +229,8 @@ def subtracted_conditions(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     (no_method, ("cosh", "s.cosh()")),
     (its_own_error, ("KeyError: 'missing'", '{}["missing"]')),
     (nested_too_deep, ("nests 2000 operations", "at most")),
+    (too_large, ("10000000000 does not fit the 32 bits", "or a float")),
+    (infinite, ("inf cannot stand in an expression", "Hide a key with -inf")),
     (subtracted_conditions, ("sub needs numbers, got conditions; torch.where",)),
 ], ids=lambda x: getattr(x, "__name__", ""))
 def test_misuse_names_the_users_line_and_a_remedy(function: Callable[..., Any],

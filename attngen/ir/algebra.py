@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from .node import Node, cast, const, is_number, make, reduce
+from .node import Node, const, is_number, make, reduce, walk
 from .ops import FLOATS, SCALAR_OPS
 from .rewrite import Rule
 
@@ -36,7 +36,9 @@ def identity(n: Node) -> Node | None:
     a = n.args
     if n.op in ("add", "sub") and is_number(a[1], 0):
         return a[0]
-    if n.op in ("mul", "div", "floordiv") and is_number(a[1], 1):
+    if n.op in ("mul", "div") and is_number(a[1], 1) and a[0].dtype == n.dtype:
+        return a[0]
+    if n.op == "floordiv" and is_number(a[1], 1) and n.dtype not in FLOATS:
         return a[0]
     if n.op in ("neg", "not") and a[0].op == n.op:
         return a[0].args[0]
@@ -84,18 +86,30 @@ def negation(n: Node) -> Node | None:
 
 
 def merge_constants(n: Node) -> Node | None:
-    """(x·c)·d → x·(c·d); (x+c)+d → x+(c+d) for integers; x/c → x·(1/c)"""
-    if n.op == "div" and n.args[1].is_const and n.args[1].attr("value") != 0:
-        return make("mul", n.args[0], const(1.0 / n.args[1].attr("value"), n.dtype))
-    if n.op not in ("mul", "add") or not n.args[1].is_const:
+    """(x·c)·d → x·(c·d); (x+c)+d → x+(c+d) for integers; x/c → x·(1/c)
+
+    Positions stay as written, unless c is a power of two: 49/49 is 1, 49·(1/49) is not.
+    """
+    if n.op not in ("mul", "add", "div") or not n.args[1].is_const:
         return None
-    if n.op == "add" and n.dtype in FLOATS:
-        return None
-    inner = n.args[0]
-    if inner.op != n.op or not inner.args[1].is_const:
-        return None
-    x, y = inner.args[1].attr("value"), n.args[1].attr("value")
-    return make(n.op, inner.args[0], const(x * y if n.op == "mul" else x + y, n.dtype))
+    inner, c = n.args[0], n.args[1].attr("value")
+    if n.dtype not in FLOATS:
+        if inner.op != n.op or not inner.args[1].is_const:
+            return None
+        d = inner.args[1].attr("value")
+        return make(n.op, inner.args[0], const(c * d if n.op == "mul" else c + d, n.dtype))
+    if n.op == "div" and c and (math.frexp(c)[0] in (0.5, -0.5) or _is_data(inner)):
+        return make("mul", inner, const(1.0 / c, n.dtype))
+    if n.op == "mul" and inner.op == "mul" and inner.args[1].is_const and _is_data(inner):
+        product = c * inner.args[1].attr("value")
+        if math.isfinite(product) and product:
+            return make("mul", inner.args[0], const(product, n.dtype))
+    return None
+
+
+def _is_data(n: Node) -> bool:
+    """True for what comes from tensors, where the last bit means nothing; positions are exact."""
+    return any(m.op in ("input", "value", "contract") for m in walk(n))
 
 
 def _positive_factor(n: Node) -> tuple[Node, Node] | None:
@@ -167,25 +181,7 @@ def distribute_in_exponent(n: Node) -> Node | None:
     return make("exp2", make("sub", make("mul", x, c), make("mul", y, c)), origin=n.origin)
 
 
-def cast_number(n: Node) -> Node | None:
-    """cast(c) → c in the type"""
-    return const(n.args[0].attr("value"), n.dtype) \
-        if n.op == "cast" and n.args[0].is_const else None
-
-
-def bound_conjunction(n: Node) -> Node | None:
-    """x < a ∧ x < b → x < min(a, b); a ≤ x ∧ b ≤ x → max(a, b) ≤ x, for a shared index x"""
-    if n.op != "and":
-        return None
-    p, q = n.args
-    if p.op == q.op == "lt" and p.args[0] is q.args[0] and p.args[0].op == "idx":
-        return make("lt", p.args[0], make("min", p.args[1], q.args[1]), origin=p.origin)
-    if p.op == q.op == "le" and p.args[1] is q.args[1] and p.args[1].op == "idx":
-        return make("le", make("max", p.args[0], q.args[0]), p.args[1], origin=p.origin)
-    return None
-
-
-FOLD: tuple[Rule, ...] = (fold, identity, repeated_bound, negation, merge_constants, cast_number)
+FOLD: tuple[Rule, ...] = (fold, identity, repeated_bound, negation, merge_constants)
 REBASE: tuple[Rule, ...] = (*FOLD, base_two, scale_out_of_mask, scale_out_of_max,
                             scale_out_of_finite, relative_to_unscaled, distribute_in_exponent)
 
@@ -194,8 +190,3 @@ def simplify(n: Node) -> Node:
     """A scalar expression with folding and identities applied."""
     from .rewrite import rewrite
     return rewrite((n,), FOLD)[0]
-
-
-def as_type(n: Node, dtype: str) -> Node:
-    """Cast and simplify."""
-    return simplify(cast(n, dtype))

@@ -95,13 +95,16 @@ def _cpu(kernel: Kernel) -> Kernel:
 
     kernel = replace(kernel, body=rewrite_body(kernel.body, change))
     loaded, columns = _loaded(kernel), _operands(kernel, "b")
+    # Copies have padded rows. Rows that are summed over are walked down, where the tensor's own
+    # stride would often fall on the same few cache lines.
+    walked = {s.b for s in statements(kernel.body) if isinstance(s, Mma) and s.over == kernel.loop}
     values = []
     for v in _drop_unused(kernel).values:
         exact = v.dtype not in ("float16", "bfloat16")
         if not v.axes:
             space = "scalar"
         elif v.name in loaded and v.name in columns:
-            space = "view" if exact else "rows"
+            space = "view" if exact and v.name not in walked else "rows"
         elif len(v.axes) == 1:
             space = "row" if v.axes[0] == kernel.keep else "column"
         else:

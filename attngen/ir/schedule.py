@@ -42,10 +42,11 @@ def shared_need(schedule: Schedule, head_dim: int, head_dim_v: int) -> int:
 
 # (widest head_dim, schedule), best first; the first that fits the target is taken.
 _MMA = (
-    (64, Schedule(128, 128, 4, (2, 1))),
-    (128, Schedule(128, 64, 4, (2, 1))),
+    (32, Schedule(128, 128, 4, (2, 1))),
+    (64, Schedule(128, 128, 4, (1, 1))),  # a second stage of k costs the last free registers
+    (96, Schedule(128, 64, 4, (2, 1))),
     (128, Schedule(128, 64, 4, (1, 1))),
-    (128, Schedule(128, 32, 4, (2, 1))),
+    (128, Schedule(128, 32, 4, (1, 1))),
     (256, Schedule(128, 64, 8, (2, 1))),
     (256, Schedule(128, 64, 8, (1, 1))),
     (256, Schedule(64, 64, 4, (1, 1))),
@@ -57,6 +58,7 @@ _SIMT = (
     (256, Schedule(32, 32, 4, (1, 1), engine="simt")),
     (256, Schedule(32, 16, 4, (1, 1), engine="simt")),
 )
+_UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
@@ -71,7 +73,9 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
     for limit, schedule in table:
+        if vector_bytes != 16:
+            schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
         if max(head_dim, head_dim_v) <= limit \
                 and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)
-    return replace(table[-1][1], vector_bytes=vector_bytes)
+    return replace(table[-1][1], vector_bytes=vector_bytes)  # refused when it is placed

@@ -173,13 +173,19 @@ class Scalar:
 def _node(x: Any) -> Node:
     if isinstance(x, Scalar):
         return x.node
-    if isinstance(x, (bool, int, float)):
-        return const(x)
     item = getattr(x, "item", None)
     if item is not None and getattr(x, "ndim", None) == 0 and not getattr(x, "requires_grad", 0):
-        return const(item())
-    raise TraceError(f"a {type(x).__name__} cannot enter an expression: use numbers, indices and "
-                     "scores")
+        x = item()
+    if not isinstance(x, (bool, int, float)):
+        raise TraceError(f"a {type(x).__name__} cannot enter an expression: use numbers, indices "
+                         "and scores")
+    if isinstance(x, int) and not -2**31 <= x < 2**31:
+        raise TraceError(f"{x} does not fit the 32 bits positions have",
+                         remedy="Use a number that does, or a float.")
+    if isinstance(x, float) and (x != x or x == float("inf")):
+        raise TraceError(f"{x} cannot stand in an expression",
+                         remedy="Hide a key with -inf, or better with a mask.")
+    return const(x)
 
 
 def _apply(op: str, *args: Any) -> Scalar:
@@ -216,7 +222,7 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
         out = function(*(Scalar(a) for a in args))
         node = _node(out)
     except TraceError as error:
-        raise TraceError(f"{name}{_where(error)}: {error.what}") from None
+        raise TraceError(f"{name}{_where(error)}: {error.what}", remedy=error.remedy) from None
     except Exception as error:
         raise TraceError(f"{name}{_where(error)}: {type(error).__name__}: {error}") from error
     finally:
