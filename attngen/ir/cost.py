@@ -70,17 +70,20 @@ class _Counter:
         self.params = {**dict(params), **{n: extents[a] for a, n in EXTENTS.items()}}
         self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
         tiles = -(-extents[kernel.keep] // kernel.schedule.block_m)
-        self.first = np.arange(tiles)[None, :] * kernel.schedule.block_m  # [1, row tiles]
-        self.shape = (extents["b"], tiles)
+        self.first = np.arange(tiles) * kernel.schedule.block_m
+        bounds = [s for s in kernel.body if isinstance(s, Map) and not s.axes]
+        by_head = any("h" in expr.axes for s in bounds for expr in s.exprs)
+        # Blocks as [batch, heads, row tiles]; heads are alike unless a bound asks which one it is.
+        self.shape = (extents["b"], extents["h"] if by_head else 1, tiles)
+        self.alike = 1 if by_head else extents["h"]
         self.scalars: dict[str, Array] = {}
-        for stmt in kernel.body:
-            if isinstance(stmt, Map) and not stmt.axes:
-                for name, expr in zip(stmt.dsts, stmt.exprs, strict=True):
-                    self.scalars[name] = np.broadcast_to(self._evaluate(expr), self.shape)
+        for stmt in bounds:
+            for name, expr in zip(stmt.dsts, stmt.exprs, strict=True):
+                self.scalars[name] = np.broadcast_to(self._evaluate(expr), self.shape)
 
     def cost(self) -> KernelCost:
         k = self.kernel
-        self.out = KernelCost(k.name, self.shape[0] * self.shape[1] * self.extents["h"],
+        self.out = KernelCost(k.name, int(np.prod(self.shape)) * self.alike,
                               shared_bytes=k.shared_bytes, registers=k.registers,
                               threads=32 * k.schedule.warps)
         loops = [s for s in k.body if isinstance(s, Loop)]
@@ -101,7 +104,7 @@ class _Counter:
             return np.asarray(n.attr("value"))
         if n.op == "param":
             array = np.asarray(self.params[n.attr("name")])
-            return array[:, None] if array.ndim else array
+            return array[:, None, None] if array.ndim else array
         if n.op == "first":
             return self.first
         if n.op == "last":
@@ -109,7 +112,8 @@ class _Counter:
         if n.op == "value":
             return self.scalars[n.attr("name")]
         if n.op == "idx":
-            return np.arange(self.extents["b"])[:, None]
+            array = np.arange(self.extents[n.attr("axis")])
+            return array[:, None, None] if n.attr("axis") == "b" else array[:, None]
         evaluate = SCALAR_OPS[n.op].evaluate
         assert evaluate is not None
         return np.asarray(evaluate(*(self._evaluate(a) for a in n.args)))
@@ -128,16 +132,16 @@ class _Counter:
         return np.maximum(end - begin, 0)
 
     def _loop(self, loop: Loop) -> None:
-        out, heads = self.out, self.extents["h"]
+        out = self.out
         visits = self._count(loop)
         full = np.minimum(self.scalars[loop.full_end], self.scalars[loop.end]) - np.maximum(
             self.scalars[loop.full_begin], self.scalars[loop.begin])
-        out.tiles += int(visits.sum()) * heads
-        out.full_tiles += int(np.maximum(full, 0).sum()) * heads
+        out.tiles += int(visits.sum()) * self.alike
+        out.full_tiles += int(np.maximum(full, 0).sum()) * self.alike
         moved: set[str] = set()
         for stmt in statements(loop.body):
             if isinstance(stmt, Mma):
-                self._product(stmt, int(visits.sum()) * heads)
+                self._product(stmt, int(visits.sum()) * self.alike)
             elif isinstance(stmt, (Issue, Load)) and stmt.dst not in moved:
                 moved.add(stmt.dst)
                 self._move(stmt.tensor, self._area(stmt, loop), out.read)
@@ -153,7 +157,7 @@ class _Counter:
     def _move(self, name: str, elements: Array, book: dict[str, int]) -> None:
         tensor: Tensor = self.kernel.tensor(name)
         inner = int(np.prod([self.extents[a] for a in tensor.axes if a in "de"], dtype=np.int64))
-        total = int(np.broadcast_to(elements, self.shape).sum()) * inner * self.extents["h"]
+        total = int(np.broadcast_to(elements, self.shape).sum()) * inner * self.alike
         book[name] = book.get(name, 0) + total * BYTES[tensor.dtype]
 
     def _product(self, stmt: Mma, visits: int) -> None:
