@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ def from_file(name: str) -> str:
     return complete((KERNELS / name).read_text())
 
 
-def pack(values: Mapping[str, Any]) -> bytes:
-    """``Params`` with these members in order: arrays become pointers, int int32, float float32."""
+def pack(values: Mapping[str, Any], pointers: Iterable[str] = ()) -> bytes:
+    """``Params`` with these members in order: arrays become pointers, int int32, float float32.
+    The members named in ``pointers`` are addresses already."""
     codes = {np.ndarray: "Q", int: "i", float: "f", np.float32: "f"}
     plain = [v.ctypes.data if isinstance(v, np.ndarray) else v for v in values.values()]
-    return struct.pack("".join(codes[type(v)] for v in values.values()) + "0Q", *plain)
+    layout = ["Q" if name in pointers else codes[type(v)] for name, v in values.items()]
+    return struct.pack("".join(layout) + "0Q", *plain)
 
 
 def launch(module: EmulatedModule, entry: str, values: Mapping[str, Any], *,

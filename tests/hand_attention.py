@@ -13,7 +13,6 @@ from attngen.runtime import emulator
 from attngen.runtime.emulator import Counters, EmulatedModule
 
 BLOCK, D = 64, 64
-SHARED = 5 * BLOCK * D * 2 + 112
 
 
 @cache
@@ -60,15 +59,22 @@ class Case:
         self.o = np.full(self.q.shape, 0x7FC0, np.uint16)
         self.lse = np.full(self.q.shape[:2], np.nan, np.float32)
 
+    def values(self) -> dict[str, Any]:
+        """The members of Params."""
+        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o, "lse": self.lse,
+                "seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k, "causal": self.causal,
+                "scale_log2": np.float32(D ** -0.5 * np.log2(np.e))}
+
+    def shape(self) -> tuple[tuple[int, int, int], int, int]:
+        """Grid, threads of a block, bytes of shared memory."""
+        return (-(-self.seqlen_q // BLOCK), self.heads, 1), 128, 5 * BLOCK * D * 2 + 112
+
     def run(self, program: EmulatedModule | None = None, **options: Any) -> Counters:
+        """Execute in the emulator."""
         self.reset()
-        scale_log2 = np.float32(D ** -0.5 * np.log2(np.e))
-        values = {"q": self.q, "k": self.k, "v": self.v, "o": self.o, "lse": self.lse,
-                  "seqlen_q": self.seqlen_q, "seqlen_k": self.seqlen_k, "causal": self.causal,
-                  "scale_log2": scale_log2}
-        return launch(program or module(), "attention", values, threads=128, shared=SHARED,
-                      grid=(-(-self.seqlen_q // BLOCK), self.heads, 1), writes=("o", "lse"),
-                      **options)
+        grid, threads, shared = self.shape()
+        return launch(program or module(), "attention", self.values(), grid=grid, threads=threads,
+                      shared=shared, writes=("o", "lse"), **options)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """o and lse in float64."""

@@ -11,7 +11,7 @@ import pytest
 from emulated import KERNELS, complete, from_file, launch
 
 from attngen import errors
-from attngen.errors import DeadlockError, EmulatorError
+from attngen.errors import EmulatorError
 from attngen.runtime import cxx, emulator
 from attngen.runtime.emulator import Counters, EmulatedModule
 
@@ -142,16 +142,3 @@ KERNEL(32, 1) test(const __grid_constant__ Params p) {
     out = np.zeros(32, np.float32)
     with pytest.raises(errors.OutOfBoundsError, match="overflow the stack"):
         launch(emulator.load(complete(kernel)), "test", {"out": out, "n": 0})
-
-
-def test_a_launch_that_never_ends_is_given_up() -> None:
-    kernel = """
-struct Params { float* out; int n; };
-KERNEL(32, 1) test(const __grid_constant__ Params p) {
-    while (p.n == 0) sync_warp();
-}
-"""
-    out = np.zeros(32, np.float32)
-    module = emulator.load(complete(kernel))
-    with pytest.raises(DeadlockError, match="given up after 0.2 s"):
-        launch(module, "test", {"out": out, "n": 0}, timeout=0.2)

@@ -26,6 +26,7 @@ _RUNTIME_FLAGS = ("-O3", *_COMMON, "-march=native", "-ffp-contract=fast",
 _KERNEL_FLAGS = ("-O1", *_COMMON, "-ffp-contract=off", "-ftrivial-auto-var-init=pattern",
                  "-fno-sanitize-recover=all", "-nodefaultlibs", "-lm", "-lc")
 _CHECKS = "shift,signed-integer-overflow,integer-divide-by-zero"
+_MOST_SHARED = 227 * 1024
 # What gcc fills uninitialised variables with, and what we make of it: a NaN in every float type.
 _PATTERN, _NAN = b"\xfe" * 4, b"\xff" * 4
 
@@ -99,7 +100,7 @@ class EmulatedModule:
         if entry not in self.entries:
             raise UnknownNameError("kernel", entry, self.entries)
         size = getattr(self._library, f"emu_size_{entry}")()
-        _check(entry, grid, threads, len(params), size)
+        _check(entry, grid, threads, shared_bytes, len(params), size)
         blocks = math.prod(grid)
         if blocks == 0:
             return Counters()
@@ -144,13 +145,17 @@ def _run(spec: abi.Spec, timeout: float | None, error: abi.Error, raw: abi.Count
     return in_time
 
 
-def _check(entry: str, grid: tuple[int, int, int], threads: int, given: int, size: int) -> None:
+def _check(entry: str, grid: tuple[int, int, int], threads: int, shared_bytes: int, given: int,
+           size: int) -> None:
     if threads % 32 or not 32 <= threads <= 1024:
         raise LaunchError(f"kernel {entry} was given {threads} threads a block",
                           remedy="Use a multiple of 32 from 32 to 1024.")
     if min(grid) < 0 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
         raise LaunchError(f"kernel {entry} was given the grid {grid}",
                           remedy="At most 2^31 - 1 blocks along x and 65535 along y and z.")
+    if not 0 <= shared_bytes <= _MOST_SHARED:
+        raise LaunchError(f"kernel {entry} was given {shared_bytes} bytes of shared memory",
+                          remedy=f"No GPU has more than {_MOST_SHARED} for a block.")
     if given != size:
         raise LaunchError(f"kernel {entry} was given {given} bytes of parameters",
                           numbers=f"its Params has {size} bytes")

@@ -224,6 +224,12 @@ inline void fail(const Report& r, const char* numbers, const char* format, ...) 
     leave_block();
 }
 
+// Called wherever a thread reaches the runtime often: a launch that is given up ends there.
+inline void heed_cancel(const Worker& m) {
+    if (m.cancel->load(std::memory_order_relaxed)) [[unlikely]]
+        fail({CANCELLED, 0}, "", "the launch was cancelled");
+}
+
 // "offset 64 of 4096 bytes of shared memory", and similar: text for an error's numbers.
 struct Text {
     char s[300];

@@ -11,6 +11,7 @@ constexpr int POISON = 0xff;  // a NaN in float32, bfloat16 and float16 alike
 // Offset of `address` in the block's shared memory, if `bytes` may be accessed there.
 inline u32 shared_offset(const Thread& t, u32 address, u32 bytes, int line, const char* verb) {
     const Worker& m = *worker;
+    heed_cancel(m);
     const u32 offset = address - m.shared_base;
     if (address % bytes)
         fail({MISALIGNED, line, 0, t.index}, Text("address %u of the shared window", address).s,
@@ -124,6 +125,7 @@ class Owners {
 inline void global_access(const void* p, u32 bytes, u32 alignment, bool write, int line) {
     Worker& m = *worker;
     const Thread& t = *m.running;
+    heed_cancel(m);
     const Spec& spec = *m.spec;
     const u64 at = reinterpret_cast<uintptr_t>(p);
     if (at % alignment)

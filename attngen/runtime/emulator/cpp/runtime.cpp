@@ -114,13 +114,23 @@ class Launch {
         m.region_written.resize(read_.size());
         worker = &m;
         SignalStack stack;
+        const bool memory = m.stacks.good() && (!shadow || shadow->good());
+        if (!memory) failed(out_of_memory(), next_++);
         // Blocks are handed out in order, so every block before a failed one is run to its end:
         // the first error of the launch is the same whatever the number of workers.
-        for (long long block; (block = next_++) < blocks_ && !stop_ && !cancel_;)
+        for (long long block; memory && (block = next_++) < blocks_ && !stop_ && !cancel_;)
             if (!run_block(m, block)) failed(m.error, block);
         worker = nullptr;
-        m.stacks.give_back();
+        if (m.stacks.good()) m.stacks.give_back();
         merge(m);
+    }
+
+    static Error out_of_memory() {
+        Error e = {};
+        e.kind = FAULT;
+        e.thread = -1;
+        snprintf(e.what, sizeof e.what, "this machine has no memory left for the emulated threads");
+        return e;
     }
 
     void failed(const Error& e, long long block) {

@@ -81,8 +81,7 @@ inline __attribute__((always_inline)) void wait_here(Worker& m, Thread& t) {
 // The running thread could go on: perhaps let another warp run first.
 inline void maybe_preempt(Worker& m, Thread& t) {
     if (!m.rng.one_in_16()) return;
-    if (m.cancel->load(std::memory_order_relaxed))
-        fail({CANCELLED, 0}, "", "the launch was cancelled");
+    heed_cancel(m);
     t.warp->priority = m.rng.next();
     Warp* next = best_warp(m);
     if (next != t.warp) switch_to(m, t, next->threads[any_lane(next->ready, m.rng)]);

@@ -24,9 +24,11 @@ class Shadow {
           size_(size_t{stride_} * granules_ * 9 + 16),
           cells_(static_cast<u8*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {}
-    ~Shadow() { munmap(cells_, size_); }
+    ~Shadow() { if (good()) munmap(cells_, size_); }
     Shadow(const Shadow&) = delete;
     Shadow& operator=(const Shadow&) = delete;
+
+    bool good() const { return cells_ != MAP_FAILED; }
 
     void reset() {
         memset(cells_, 0, size_t{stride_} * granules_);
