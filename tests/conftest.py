@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import torch
 
+pytest_plugins = ["golden_fixture"]
+
 hypothesis.settings.register_profile(
     "attngen", deadline=None, derandomize=True, max_examples=50, database=None)
 hypothesis.settings.load_profile("attngen")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+
+import numpy as np
 
 from .graph import Graph, Region
 from .node import Node, walk
@@ -30,11 +33,18 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod
           "le": "<=", "eq": "==", "ne": "!=", "and": "&", "or": "|"}
 
 
+def number(x: float | int | bool, dtype: str) -> str:
+    """The shortest text that reads back as the number the type holds."""
+    if not isinstance(x, float) or math.isinf(x):
+        return str(x)
+    text = repr(x) if dtype == "float64" else str(np.float32(x))
+    return text.removesuffix(".0")
+
+
 def formula(n: Node) -> str:
     """A scalar expression on one line, fully bracketed where operators nest."""
     if n.op == "const":
-        number = n.attr("value")
-        return f"{number:g}" if isinstance(number, float) else str(number)
+        return number(n.attr("value"), n.dtype)
     if n.op == "idx":
         return str(n.attr("axis"))
     if n.op in ("param", "value", "input"):
@@ -43,12 +53,18 @@ def formula(n: Node) -> str:
         return f"{n.op}({n.attr('axis')})"
     parts = [formula(a) for a in n.args]
     if n.op in _INFIX:
-        wrapped = [f"({p})" if a.op in _INFIX else p for a, p in zip(n.args, parts, strict=True)]
-        return f"{wrapped[0]} {_INFIX[n.op]} {wrapped[1]}"
+        return _infix(n, parts, [a.op in _INFIX for a in n.args])
     extra = [f"{k}={v}" for k, v in n.attrs if k not in ("map",)]
     if n.op == "cast":
         extra = [n.dtype]
     return f"{n.op}({', '.join([*parts, *extra])})"
+
+
+def _infix(n: Node, parts: list[str], nested: list[bool]) -> str:
+    a, b = (f"({p})" if deep else p for p, deep in zip(parts, nested, strict=True))
+    if n.op == "add" and n.args[1].is_const and b.startswith("-"):
+        return f"{a} - {b[1:]}"
+    return f"{a} {_INFIX[n.op]} {b}"
 
 
 def graph_text(graph: Graph, origins: bool = True) -> str:
@@ -76,8 +92,7 @@ def region_text(region: Region, origins: bool = True) -> str:
             return formula(n)
         parts = [text(a) for a in n.args]
         if n.op in _INFIX:
-            parts = [f"({p})" if " " in p and not p.endswith(")") else p for p in parts]
-            return f"{parts[0]} {_INFIX[n.op]} {parts[1]}"
+            return _infix(n, parts, [a.op in _INFIX and a.key not in names for a in n.args])
         extra = [n.dtype] if n.op == "cast" else [f"{k}={_short(v)}" for k, v in n.attrs]
         return f"{n.op}({', '.join([*parts, *extra])})"
 
