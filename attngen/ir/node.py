@@ -1,9 +1,10 @@
 """Nodes: typed, immutable, hash-consed expressions over named axes.
 
 One class serves tensors ("contract q and k over d") and the scalar expressions inside tile
-statements. Equal nodes are the same object, so ``is`` is structural equality and common
-subexpressions are shared by construction. Axes are letters: ``b`` batch, ``h`` query heads, ``g``
-key/value heads, ``i`` queries, ``j`` keys, ``d`` head_dim, ``e`` head_dim_v.
+statements. Within a graph equal nodes are the same object, so common subexpressions are shared by
+construction and a rule may ask ``is``; between graphs they are equal. Axes are letters: ``b`` batch,
+``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys, ``d`` head_dim, ``e``
+head_dim_v.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ class Node:
             if key == name:
                 return value
         raise KeyError(f"{self.op} has no attribute {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or isinstance(other, Node) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @property
     def is_const(self) -> bool:
