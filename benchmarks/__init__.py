@@ -1,0 +1,1 @@
+"""What attngen costs and gains, measured. ``python -m benchmarks`` runs what needs no GPU."""
