@@ -33,7 +33,8 @@ def add_bounds(roots: tuple[Node, ...], loop: str) -> tuple[Node, ...]:
     """
     inside = make("lt", idx(loop), extent(loop), origin="length")
     masks = {n: make("visible", make("and", n.args[0], inside), axes=n.axes, dtype="bool")
-             for n in walk(*roots) if n.op == "visible" and loop in n.axes}
+             for n in walk(*roots)
+             if n.op == "visible" and loop in n.axes and inside not in walk(n)}
     roots = tuple(substitute(r, masks) for r in roots)
     past = past_end(roots, loop)
     for node in walk(*roots):

@@ -2,9 +2,10 @@
 
 One class serves tensors ("contract q and k over d") and the scalar expressions inside tile
 statements. Within a graph equal nodes are the same object, so common subexpressions are shared by
-construction and a rule may ask ``is``; between graphs they are equal. Axes are letters: ``b`` batch,
-``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys, ``d`` head_dim, ``e``
-head_dim_v.
+construction and a rule may ask ``is``; between graphs they are equal.
+
+Axes are letters: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys,
+``d`` head_dim, ``e`` head_dim_v.
 """
 
 from __future__ import annotations

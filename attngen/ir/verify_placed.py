@@ -7,13 +7,16 @@ from .lanes import only_rescales
 from .registers import registers
 from .ring import ring_operands
 from .stmt import (
+    Copy,
     Issue,
     Kernel,
     LaneReduce,
     Load,
     Loop,
+    Map,
     Mma,
     Reduce,
+    Store,
     Value,
     Wait,
     reads,
@@ -23,9 +26,11 @@ from .sync import sync_problem
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "bool": 1}
 
-# What a space holds: the number of axes, and for one axis whether it is the kept one.
-_HOLDS = {"scalar": "none", "row": "kept", "column": "other", "fragment": "tile",
-          "operand": "tile", "shared": "tile", "array": "tile", "rows": "tile", "view": "tile"}
+# What a space holds: nothing but a number, one number a row or a column, a tile of the kernel's
+# rows, or any tile.
+_HOLDS = {"scalar": "number", "row": "rows", "column": "columns", "fragment": "row tile",
+          "operand": "row tile", "array": "row tile", "shared": "tile", "rows": "tile",
+          "view": "tile"}
 _SPACES = {
     "mma": ("scalar", "row", "column", "fragment", "operand", "shared"),
     "simt": ("scalar", "row", "column", "fragment", "shared"),
@@ -54,6 +59,11 @@ def check_placement(kernel: Kernel) -> None:
     for stmt in statements(kernel.body):
         if isinstance(stmt, Mma):
             check_matrices(kernel, stmt)
+        elif isinstance(stmt, Map | Reduce | Store | Copy):
+            packed = [n for n in reads(stmt) if kernel.value(n).space in ("shared", "operand")]
+            if packed:
+                raise VerifyError(f"{type(stmt).__name__} reads {packed[0]}, which only products "
+                                  "do where it lies: give it a tensor of its own")
     if kernel.registers != registers(kernel):
         raise VerifyError(f"{kernel.name}: {kernel.registers} registers stated, "
                           f"{registers(kernel)} derived")
@@ -68,9 +78,10 @@ def check_space(kernel: Kernel, v: Value) -> None:
     if v.space not in _SPACES[engine]:
         raise VerifyError(f"value {v.name}: no {v.space or 'missing'!r} space on {engine}; it has "
                           f"{', '.join(_SPACES[engine])}")
-    found = "tile" if len(v.axes) == 2 else "none" if not v.axes else (
-        "kept" if v.axes == (kernel.keep,) else "other")
-    if _HOLDS[v.space] != found:
+    by_row = kernel.keep in v.axes
+    found = {0: ("number",), 1: ("rows",) if by_row else ("columns",),
+             2: ("tile", "row tile") if by_row else ("tile",)}.get(len(v.axes), ())
+    if _HOLDS[v.space] not in found:
         raise VerifyError(f"value {v.name}: a {v.space} value has no axes {list(v.axes)}")
     stored = v.space in ("shared", "operand")
     if v.dtype in ("float16", "bfloat16") and not stored:
