@@ -7,17 +7,21 @@ ones for as long as time allows, and what only a device can show: repeated bits,
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import attngen as ag
-from tests import forward_cases as cases
-from tests.forward_cases import Case
 
-from . import gpu_part
+from . import gpu_part, record
 from .gpu_part import Progress
+
+sys.path.insert(0, str(record.ROOT / "tests"))  # no package: others install one of that name
+
+import forward_cases as cases
+from forward_cases import Case
 
 DTYPES = ("bfloat16", "float16", "float32")
 LARGE = tuple(

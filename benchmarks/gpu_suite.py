@@ -49,6 +49,7 @@ def run_part(part: Part, seconds: float, folder: Path) -> dict[str, Any]:
     file = folder / f"{part.name}.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         [str(record.ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1"}
+    environment.setdefault("ATTNGEN_CACHE_DIR", str(folder / "cache"))
     command = [sys.executable, "-m", part.module, "--out", str(file),
                "--seconds", str(max(1.0, seconds - _TO_FINISH))]
     start = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 from attngen.runtime.nvrtc import compile_cubin
 from attngen.templates import device
@@ -214,6 +214,19 @@ def test_without_a_gpu_it_says_why_and_succeeds(tmp_path: Path) -> None:
     assert gpu_suite.problems(result) == []
     assert result["gpu"] is None and "CUDA" in result["why_no_gpu"]
     assert [p["status"] for p in result["parts"].values()] == ["ok"] + ["skipped"] * 3
+
+
+def test_it_needs_no_library_that_torch_does_not_bring(tmp_path: Path) -> None:
+    code = """
+import sys
+for name in ("pytest", "hypothesis", "rich", "platformdirs", "transformers", "matplotlib"):
+    sys.modules[name] = None  # importing it now fails
+import attngen as ag
+from benchmarks import gpu_environment, gpu_forward, gpu_primitives, gpu_speed, gpu_suite
+gpu_forward.compiled = lambda spec, fuse: ag.compile(spec, target="sm_90", emulate=True)
+case = gpu_forward.cases.Case(dtype="bfloat16")
+print(gpu_forward.judge("x", case, True, "cpu")["complaints"])"""
+    assert run_python(code, ATTNGEN_CACHE_DIR=str(tmp_path)).strip() == "[]"
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
