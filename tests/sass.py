@@ -68,6 +68,6 @@ def disassemble(cubin: bytes) -> Sass:
     for line in done.stdout.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
-        elif found := _CODE.search(line):
+        elif (found := _CODE.search(line)) and "@!PT" not in line:  # which never executes
             code.append(Instruction(found[1], found[2]))
     return Sass(tuple(code), labels)
