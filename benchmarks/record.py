@@ -62,11 +62,11 @@ def commit() -> str:
 
 def write(file: Path, data: Any) -> Path:
     """``data`` as JSON in ``file``, replaced as a whole or not at all."""
+    text = json.dumps(data, indent=1) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".json")
     with os.fdopen(handle, "w") as out:
-        json.dump(data, out, indent=1)
-        out.write("\n")
+        out.write(text)
     os.chmod(temporary, 0o644)
     os.replace(temporary, file)
     return file
