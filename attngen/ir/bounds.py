@@ -55,7 +55,7 @@ def add_bounds(roots: tuple[Node, ...], loop: str) -> tuple[Node, ...]:
 def hidden_is_neutral(roots: tuple[Node, ...], loop: str) -> bool:
     """True when keys that any of the masks hides add nothing to any reduction along ``loop``, so
     that tiles where all are hidden need no visit."""
-    masks = [n for n in walk(*roots) if n.op == "visible" and loop in n.axes]
+    masks = [n for n in walk(*roots) if n.op == "visible"]
     for mask in masks:
         known = _propagate(roots, loop, {mask.key: False})
         for node in walk(*roots):

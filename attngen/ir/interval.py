@@ -1,4 +1,5 @@
-"""Symbolic interval arithmetic: the least and greatest value of an index expression over a tile.
+"""Symbolic interval arithmetic: the least and greatest value of an index expression over a tile,
+and whether a condition holds on all of it, or on any.
 
 Over a tile the index of an axis runs from ``first(axis)`` to ``last(axis)``; what an expression can
 be at most and at least is again an expression, evaluated once per block. Sound, not always tight:
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from .algebra import simplify
 from .node import Node, first, last, make, walk
+from .ops import FLOATS
 
 Bound = Node | None
 
@@ -49,14 +51,10 @@ def _interval(n: Node, args: list[tuple[Bound, Bound]], axis: str) -> tuple[Boun
 
 def _extremum(op: str, args: list[tuple[Bound, Bound]]) -> tuple[Bound, Bound]:
     """min is below each operand and max above, even where the other operand is unbounded."""
-    lows, highs = [a[0] for a in args], [a[1] for a in args]
+    (low1, high1), (low2, high2) = args
     if op == "min":
-        known = [h for h in highs if h is not None]
-        return _both("min", *lows), (
-            make("min", *known) if len(known) == 2 else known[0] if known else None)
-    known = [low for low in lows if low is not None]
-    return (make("max", *known) if len(known) == 2 else known[0] if known else None), _both(
-        "max", *highs)
+        return _both("min", low1, low2), _known("min", high1, high2)
+    return _known("max", low1, low2), _both("max", high1, high2)
 
 
 def _one(op: str, a: Bound) -> Bound:
@@ -65,3 +63,35 @@ def _one(op: str, a: Bound) -> Bound:
 
 def _both(op: str, a: Bound, b: Bound) -> Bound:
     return None if a is None or b is None else make(op, a, b)
+
+
+def certainty(node: Node, axis: str) -> tuple[Bound, Bound]:
+    """Conditions that do not vary along ``axis``: (``node`` holds on all of the tile, it may hold
+    somewhere). The first is never true by mistake, the second never false."""
+    always, sometimes = _certainty(node, axis)
+    return (None if always is None else simplify(always),
+            None if sometimes is None else simplify(sometimes))
+
+
+def _certainty(n: Node, axis: str) -> tuple[Bound, Bound]:
+    if axis not in n.axes:
+        return n, n
+    if n.op in ("lt", "le", "eq") and not any(a.dtype in FLOATS for a in n.args):
+        (low1, high1), (low2, high2) = (interval(a, axis) for a in n.args)
+        if n.op != "eq":
+            return _both(n.op, high1, low2), _both(n.op, low1, high2)
+        return (_both("and", _both("le", high1, low2), _both("le", high2, low1)),
+                _both("and", _both("le", low1, high2), _both("le", low2, high1)))
+    if n.op == "not":
+        always, sometimes = _certainty(n.args[0], axis)
+        return _one("not", sometimes), _one("not", always)
+    if n.op in ("and", "or"):
+        (always1, sometimes1), (always2, sometimes2) = (_certainty(a, axis) for a in n.args)
+        if n.op == "and":
+            return _both("and", always1, always2), _known("and", sometimes1, sometimes2)
+        return _known("or", always1, always2), _both("or", sometimes1, sometimes2)
+    return None, None
+
+
+def _known(op: str, a: Bound, b: Bound) -> Bound:
+    return make(op, a, b) if a is not None and b is not None else a if b is None else b

@@ -7,8 +7,9 @@ A predicate is split into what bounds the loop index and the rest:
 
 Interval arithmetic over the row tile turns the bounds into tile ranges: outside [begin, end) no
 key is visible to any row, inside [full_begin, full_end) every key is visible to every row. A rest
-that no bound expresses keeps tiles from being full, never from being visited. With the axes
-swapped the same function serves the transposed loop.
+that no bound expresses keeps tiles from being full, never from being visited; unless it concerns
+the rows alone, which settles all tiles of theirs. With the axes swapped the same function serves
+the transposed loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .algebra import simplify
-from .interval import interval
+from .interval import certainty, interval
 from .node import Node, const, idx, make, walk
 from .ops import FLOATS
 
@@ -92,7 +93,7 @@ def solve_masks(roots: tuple[Node, ...], axis: str) -> Masks:
 
         visible(mask)   →   visible(lower ≤ j < upper ∧ rest)
     """
-    masks = [n for n in walk(*roots) if n.op == "visible" and axis in n.axes]
+    masks = [n for n in walk(*roots) if n.op == "visible"]
     together = const(True)
     table: dict[Node, Node] = {}
     names: dict[str, str] = {}
@@ -128,20 +129,37 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
         least, greatest = interval(bounds.upper, keep)
         high_any = make("min", greatest, extent) if greatest is not None else extent
         high_all = make("min", least, extent) if least is not None else zero
-    if bounds.rest is not None:
-        low_all = high_all = zero
+    low_all, high_all, possible = _with_rest(bounds.rest, axis, keep, low_all, high_all)
     if all_tiles:
         low_any, high_any = zero, extent
     up = const(block - 1)
     end = make("floordiv", make("add", high_any, up), width)
-    if low_any is not zero:  # bounds that cross inside a tile leave nothing in it
-        end = make("where", make("lt", low_any, high_any), end, zero)
+    if not all_tiles:
+        if low_any is not zero:  # bounds that cross inside a tile leave nothing in it
+            possible = make("and", make("lt", low_any, high_any), possible)
+        end = make("where", possible, end, zero)
     return TileRange(
         begin=simplify(make("floordiv", low_any, width)),
         end=simplify(end),
         full_begin=simplify(make("floordiv", make("add", low_all, up), width)),
         full_end=simplify(make("floordiv", high_all, width)),
     )
+
+
+def _with_rest(rest: Node | None, axis: str, keep: str, low: Node,
+               high: Node) -> tuple[Node, Node, Node]:
+    """The full range [low, high) where no bound expresses ``rest``, and whether any key of the row
+    tile can be visible: conditions on the rows alone decide for all tiles at once."""
+    zero, possible = const(0), const(True)
+    for part in [] if rest is None else _conjuncts(rest):
+        always, sometimes = (None, None) if axis in part.axes else certainty(part, keep)
+        if always is None:
+            low = high = zero
+        else:
+            high = make("where", always, high, zero)
+        if sometimes is not None:
+            possible = make("and", possible, sometimes)
+    return low, high, possible
 
 
 def _conjuncts(n: Node) -> list[Node]:
