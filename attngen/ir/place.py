@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..errors import ScheduleError, VerifyError
 from .graph import Graph
 from .lanes import finish_lanes
+from .node import substitute, value, walk
 from .registers import registers
 from .ring import ring, ring_operands
 from .schedule import Limits
@@ -24,8 +25,11 @@ from .stmt import (
     Copy,
     Kernel,
     Load,
+    Map,
     Mma,
+    Reduce,
     Stmt,
+    Store,
     Value,
     reads,
     rewrite_body,
@@ -50,7 +54,8 @@ def _place(kernel: Kernel, limits: Limits) -> Kernel:
     engine = kernel.schedule.engine
     if engine == "cpu":
         return replace(_cpu(kernel), stage="placed")
-    kernel = sink_partial(kernel)
+    kernel = _separate_uses(sink_partial(kernel))
+    kernel = _widen(kernel, _loaded(kernel) - _multiplied(kernel))
     if engine == "simt":
         kernel = _through_shared(kernel)
     # The ring depths wanted, one per operand the loop loads; the last serves all that follow.
@@ -74,6 +79,10 @@ def _operands(kernel: Kernel, slot: str) -> set[str]:
     return {getattr(s, slot) for s in statements(kernel.body) if isinstance(s, Mma)}
 
 
+def _multiplied(kernel: Kernel) -> set[str]:
+    return _operands(kernel, "a") | _operands(kernel, "b")
+
+
 def _drop_unused(kernel: Kernel) -> Kernel:
     used = {n for s in statements(kernel.body) for n in (*reads(s), *writes(s))}
     return replace(kernel, values=tuple(v for v in kernel.values if v.name in used))
@@ -93,23 +102,24 @@ def _cpu(kernel: Kernel) -> Kernel:
             return (replace(stmt, a=renamed.get(stmt.a, stmt.a)),)
         return (stmt,)
 
-    kernel = replace(kernel, body=rewrite_body(kernel.body, change))
+    kernel = _drop_unused(replace(kernel, body=rewrite_body(kernel.body, change)))
+    exact = {v.name for v in kernel.values if v.dtype not in ("float16", "bfloat16")}
+    kernel = _widen(kernel, {v.name for v in kernel.values})
     loaded, columns = _loaded(kernel), _operands(kernel, "b")
     # Copies have padded rows. Rows that are summed over are walked down, where the tensor's own
     # stride would often fall on the same few cache lines.
     walked = {s.b for s in statements(kernel.body) if isinstance(s, Mma) and s.over == kernel.loop}
     values = []
-    for v in _drop_unused(kernel).values:
-        exact = v.dtype not in ("float16", "bfloat16")
+    for v in kernel.values:
         if not v.axes:
             space = "scalar"
         elif v.name in loaded and v.name in columns:
-            space = "view" if exact and v.name not in walked else "rows"
+            space = "view" if v.name in exact - walked else "rows"
         elif len(v.axes) == 1:
             space = "row" if v.axes[0] == kernel.keep else "column"
         else:
             space = "array"
-        values.append(replace(v, space=space, dtype=v.dtype if exact else "float32"))
+        values.append(replace(v, space=space))
     return replace(kernel, values=tuple(values))
 
 
@@ -127,7 +137,7 @@ def _gpu_value(kernel: Kernel, v: Value, depths: dict[str, int]) -> Value:
         return replace(v, space="scalar")
     if len(v.axes) == 1:
         return replace(v, space="row" if v.axes[0] == kernel.keep else "column")
-    if v.name in _loaded(kernel) and v.name in _operands(kernel, "a") | _operands(kernel, "b"):
+    if v.name in _loaded(kernel) and v.name in _multiplied(kernel):
         return replace(v, space="shared", panel=_panel(v),
                        stages=depths.get(v.name, 1))
     copied = any(isinstance(s, Copy) and s.dst == v.name for s in statements(kernel.body))
@@ -141,6 +151,52 @@ def _panel(v: Value) -> int:
         if v.shape[-1] % columns == 0:
             return columns
     raise VerifyError(f"{v.name}: {v.shape[-1]} columns of {v.dtype} are no multiple of 32 bytes")
+
+
+def _separate_uses(kernel: Kernel) -> Kernel:
+    """A loaded tile that is multiplied and also read element by element is loaded twice.
+
+        x = load w; acc += x·v; r += Σ x   →   x = load w; x_r = load w; acc += x·v; r += Σ x_r
+    """
+    elsewhere = {n for s in statements(kernel.body) if not isinstance(s, Mma) for n in reads(s)}
+    both = _loaded(kernel) & _multiplied(kernel) & elsewhere
+    twins = {n: replace(kernel.value(n), name=f"{n}_r") for n in sorted(both)}
+
+    def change(stmt: Stmt) -> tuple[Stmt, ...]:
+        match stmt:
+            case Load(dst=d) if d in twins:
+                return stmt, replace(stmt, dst=twins[d].name)
+            case (Reduce(src=s) | Copy(src=s) | Store(src=s)) if s in twins:
+                return (replace(stmt, src=twins[s].name),)
+        return (stmt,)
+
+    kernel = replace(kernel, body=rewrite_body(kernel.body, change),
+                     values=kernel.values + tuple(twins.values()))
+    return _reading(kernel, twins)
+
+
+def _widen(kernel: Kernel, names: set[str]) -> Kernel:
+    """Values of storage types that are read element by element are float32: loads convert."""
+    wide = {v.name: replace(v, dtype="float32") for v in kernel.values
+            if v.name in names and v.dtype in ("float16", "bfloat16")}
+    kernel = replace(kernel, values=tuple(wide.get(v.name, v) for v in kernel.values))
+    return _reading(kernel, wide)
+
+
+def _reading(kernel: Kernel, table: dict[str, Value]) -> Kernel:
+    """The kernel with expressions that read other values in place of the named ones."""
+    if not table:
+        return kernel
+
+    def change(stmt: Stmt) -> tuple[Stmt, ...]:
+        if not isinstance(stmt, Map):
+            return (stmt,)
+        leaves = {n: table[n.attr("name")] for n in walk(*stmt.exprs)
+                  if n.op == "value" and n.attr("name") in table}
+        nodes = {n: value(v.name, n.axes, v.dtype) for n, v in leaves.items()}
+        return (replace(stmt, exprs=tuple(substitute(e, nodes) for e in stmt.exprs)),)
+
+    return replace(kernel, body=rewrite_body(kernel.body, change))
 
 
 def _through_shared(kernel: Kernel) -> Kernel:

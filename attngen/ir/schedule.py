@@ -40,23 +40,28 @@ def shared_need(schedule: Schedule, head_dim: int, head_dim_v: int) -> int:
                    + through)
 
 
-# (widest head_dim, schedule), best first; the first that fits the target is taken.
+_LARGE = 200 * 1024  # shared memory of the largest multiprocessors
+
+# (widest head_dim, least shared memory of a multiprocessor, schedule), best first; the first that
+# fits the target is taken. At head_dim 64 and 128 a thread uses all 255 registers: there the
+# number of stages is the one that no architecture spills with (tests/test_compile_matrix.py).
 _MMA = (
-    (32, Schedule(128, 128, 4, (2, 1))),
-    (64, Schedule(128, 128, 4, (1, 1))),  # a second stage of k costs the last free registers
-    (96, Schedule(128, 64, 4, (2, 1))),
-    (128, Schedule(128, 64, 4, (1, 1))),
-    (128, Schedule(128, 32, 4, (1, 1))),
-    (256, Schedule(128, 64, 8, (2, 1))),
-    (256, Schedule(128, 64, 8, (1, 1))),
-    (256, Schedule(64, 64, 4, (1, 1))),
-    (256, Schedule(64, 32, 4, (1, 1))),
+    (32, 0, Schedule(128, 128, 4, (2, 1))),
+    (64, 0, Schedule(128, 128, 4, (1, 1))),
+    (96, _LARGE, Schedule(128, 48, 4, (2, 1))),
+    (96, 0, Schedule(128, 64, 4, (2, 1))),
+    (128, _LARGE, Schedule(128, 64, 4, (1, 1))),
+    (128, 0, Schedule(128, 64, 4, (2, 1))),
+    (256, 0, Schedule(128, 64, 8, (2, 1))),
+    (256, 0, Schedule(128, 64, 8, (1, 1))),
+    (256, 0, Schedule(64, 64, 4, (1, 1))),
+    (256, 0, Schedule(64, 32, 4, (1, 1))),
 )
 _SIMT = (
-    (64, Schedule(64, 64, 4, (1, 1), engine="simt")),
-    (128, Schedule(64, 32, 4, (1, 1), engine="simt")),
-    (256, Schedule(32, 32, 4, (1, 1), engine="simt")),
-    (256, Schedule(32, 16, 4, (1, 1), engine="simt")),
+    (64, 0, Schedule(64, 64, 4, (1, 1), engine="simt")),
+    (128, 0, Schedule(64, 32, 4, (1, 1), engine="simt")),
+    (256, 0, Schedule(32, 32, 4, (1, 1), engine="simt")),
+    (256, 0, Schedule(32, 16, 4, (1, 1), engine="simt")),
 )
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
@@ -72,10 +77,10 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
-    for limit, schedule in table:
+    for widest, least, schedule in table:
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
-        if max(head_dim, head_dim_v) <= limit \
+        if max(head_dim, head_dim_v) <= widest and limits.shared_per_sm >= least \
                 and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)
-    return replace(table[-1][1], vector_bytes=vector_bytes)  # refused when it is placed
+    return replace(table[-1][2], vector_bytes=vector_bytes)  # refused when it is placed

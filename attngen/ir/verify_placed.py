@@ -36,6 +36,7 @@ _SPACES = {
     "simt": ("scalar", "row", "column", "fragment", "shared"),
     "cpu": ("scalar", "row", "column", "array", "rows", "view"),
 }
+_FOR_PRODUCTS = ("shared", "operand", "rows", "view")
 _STORED = {"mma": ("float16", "bfloat16", "float32"), "simt": ("float32",),
            "cpu": ("float16", "bfloat16", "float32", "float64")}
 
@@ -51,6 +52,12 @@ def check_placement(kernel: Kernel) -> None:
         check_space(kernel, v)
     check_shared(kernel)
     check_lanes(kernel)
+    for stmt in statements(kernel.body):
+        if isinstance(stmt, Map | Reduce | Store | Copy):
+            packed = [n for n in reads(stmt) if kernel.value(n).space in _FOR_PRODUCTS]
+            if packed:
+                raise VerifyError(f"{type(stmt).__name__} reads {packed[0]}, which only products "
+                                  "do where it lies")
     if engine == "cpu":
         if kernel.registers:
             raise VerifyError(f"{kernel.name}: registers are not counted on a CPU")
@@ -59,11 +66,6 @@ def check_placement(kernel: Kernel) -> None:
     for stmt in statements(kernel.body):
         if isinstance(stmt, Mma):
             check_matrices(kernel, stmt)
-        elif isinstance(stmt, Map | Reduce | Store | Copy):
-            packed = [n for n in reads(stmt) if kernel.value(n).space in ("shared", "operand")]
-            if packed:
-                raise VerifyError(f"{type(stmt).__name__} reads {packed[0]}, which only products "
-                                  "do where it lies: give it a tensor of its own")
     if kernel.registers != registers(kernel):
         raise VerifyError(f"{kernel.name}: {kernel.registers} registers stated, "
                           f"{registers(kernel)} derived")

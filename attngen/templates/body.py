@@ -5,6 +5,7 @@ Only names and expressions are decided here. Order, waits and barriers are the k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -91,6 +92,7 @@ class Body:
         return out.LoopView(
             (), axis=Code(axis), tile=TILE[axis], begin=c_name(stmt.begin), end=c_name(stmt.end),
             full_begin=c_name(stmt.full_begin), full_end=c_name(stmt.full_end), partial=partial,
+            first=re.search(rf"\b{axis}_first\b", f"{last} {body!r}") is not None,
             last=last, rings=tuple(out.Ring(Code(f"slot{n}"), n) for n in context.rings),
             declared=self.declarations(scope.path), body=body)
 

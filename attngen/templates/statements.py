@@ -167,7 +167,8 @@ class Ring:
 
 @dataclass(frozen=True)
 class LoopView(StatementView):
-    """Tiles of ``axis``; ``partial`` is whether the body asks if a tile is full."""
+    """Tiles of ``axis``; ``partial`` is whether the body asks if a tile is full, ``first``
+    whether it asks where the tile begins."""
 
     kind: ClassVar[str] = "loop"
     axis: Code
@@ -177,6 +178,7 @@ class LoopView(StatementView):
     full_begin: Code
     full_end: Code
     partial: bool
+    first: bool
     last: Code | None
     rings: tuple[Ring, ...]
     declared: tuple[Code, ...]

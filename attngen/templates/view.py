@@ -41,6 +41,20 @@ class HeadTable:
     name: Code
     heads: tuple[int, ...]
 
+    @property
+    def runs(self) -> tuple[HeadRun, ...]:
+        """Neighbouring query heads with one position."""
+        ends = [n + 1 for n, g in enumerate(self.heads) if self.heads[n + 1:n + 2] != (g,)]
+        return tuple(HeadRun(end, self.heads[end - 1]) for end in ends)
+
+
+@dataclass(frozen=True)
+class HeadRun:
+    """Query heads before ``end``, from where the last run ended, and their position."""
+
+    end: int
+    head: int
+
 
 @dataclass(frozen=True)
 class KernelView:

@@ -22,6 +22,10 @@ DEVICE_FN int recompute(int x) {
     asm volatile("" : "+r"(x));
     return x;
 }
+DEVICE_FN u32 recompute(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 // All threads of the block wait here, then see each other's earlier shared-memory accesses.
 SYNC_FN void sync_block() { __syncthreads(); }
