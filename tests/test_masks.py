@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -41,7 +42,7 @@ LITERAL: list[tuple[Mask, Callable[[int, int], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize("mask, literal", LITERAL, ids=[repr(m) for m, _ in LITERAL])
+@pytest.mark.parametrize("mask, literal", LITERAL, ids=[re.sub(r" at 0x\w+", "", repr(m)) for m, _ in LITERAL])
 def test_mask_matches_its_definition_pair_by_pair(mask: Mask,
                                                   literal: Callable[[int, int], bool]) -> None:
     at = torch.tensor(list(POSITIONS))
