@@ -29,6 +29,8 @@ from attngen.ir.node import (
 )
 from attngen.ir.stmt import Tensor
 from attngen.spec import AttentionSpec
+from attngen.templates.render import render_cuda
+from attngen.templates.render_cpu import render_cpu
 
 Array = np.ndarray[Any, Any]
 NEG_INF = float("-inf")
@@ -154,6 +156,19 @@ def two_softmaxes(x: Hand) -> Graph:
     return x.graph(o=("bhie", o))
 
 
+def masked_weights(x: Hand) -> Graph:
+    """Weights that are loaded, masked, multiplied and summed."""
+    w = make("where", x.seen(), x.load("gate", x.compute), x.number(0.0))
+    return x.graph(o=("bhie", x.weighted(w)), total=("bhi", reduce("sum", w, "j", origin="total")))
+
+
+def weights_as_they_are(x: Hand) -> Graph:
+    """Weights that are loaded, multiplied as they lie, and summed."""
+    w = x.load("gate", x.dtype)
+    return x.graph(o=("bhie", contract(w, x.load("v"), "j", x.compute, origin="o")),
+                   total=("bhi", reduce("sum", cast(w, x.compute), "j", origin="total")))
+
+
 def rows_only(x: Hand) -> Graph:
     """Nothing is summed along the keys: a kernel without a loop."""
     return x.graph(twice=("bhi", make("mul", x.load("row", x.compute), x.number(2.0))))
@@ -161,7 +176,8 @@ def rows_only(x: Hand) -> Graph:
 
 GRAPHS: dict[str, Callable[[Hand], Graph]] = {f.__name__: f for f in (
     gated, gated_by_rows_and_columns, two_factors, linear, linear_normalised, half_masked,
-    hidden_counts, weights_too, statistics_only, two_softmaxes, rows_only)}
+    hidden_counts, weights_too, statistics_only, two_softmaxes, masked_weights,
+    weights_as_they_are, rows_only)}
 
 
 # -- what they mean, in NumPy -------------------------------------------------------------------
@@ -209,6 +225,9 @@ def oracle(name: str, x: dict[str, Array], problem: Problem) -> dict[str, Array]
         "statistics_only": {"top": np.where(seen, s * 0.25, NEG_INF).max(-1, initial=NEG_INF),
                             "lse": lse},
         "two_softmaxes": {"o": times_v(w - 0.5 * softmax(s2)[0])},
+        "masked_weights": {"o": times_v(np.where(seen, x["gate"], 0)),
+                           "total": np.where(seen, x["gate"], 0).sum(-1)},
+        "weights_as_they_are": {"o": times_v(x["gate"]), "total": x["gate"].sum(-1)},
         "rows_only": {"twice": x["row"] * 2},
     }
     return table[name]
@@ -225,13 +244,14 @@ CALLS = [Problem(SPEC, 37, 53, (16, -5), (0, 3)), Problem(SPEC, 20, 9),
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
-@pytest.mark.parametrize("engine", DTYPE)
+@pytest.mark.parametrize(("engine", "dtype"), [*DTYPE.items(), ("cpu", "bfloat16")])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_built_by_hand_lowers_and_means_what_it_says(
-        name: str, engine: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        name: str, engine: str, dtype: str, fused: bool,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (eval_tensor, eval_tile):
         monkeypatch.setattr(module, "round_to", lambda x, dtype: x)
-    graph = GRAPHS[name](Hand(DTYPE[engine]))
+    graph = GRAPHS[name](Hand(dtype))
     for step, after in pipeline(graph, schedule(engine), fused):
         for problem in CALLS:
             rng = np.random.default_rng(1)
@@ -240,6 +260,18 @@ def test_a_graph_built_by_hand_lowers_and_means_what_it_says(
             assert_same(run(after, inputs, problem), oracle(name, inputs, problem), 1e-10,
                         f"{name} on {engine} after {step}, {problem.seqlen_q} x "
                         f"{problem.seqlen_k}")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_built_by_hand_becomes_source(name: str) -> None:
+    for engine, dtype in (("mma", "bfloat16"), ("simt", "float32"), ("cpu", "bfloat16"),
+                          ("cpu", "float32")):
+        for fused in (True, False):
+            *_, (_, graph) = pipeline(GRAPHS[name](Hand(dtype)), schedule(engine), fused)
+            for kernel in graph.tiles:
+                text = (render_cpu(kernel) if engine == "cpu"
+                        else render_cuda(kernel, "sm_80")).text
+                assert all(t.name in text for t in kernel.tensors)
 
 
 # -- refusals -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from attngen.ir.fuse import fuse
 from attngen.ir.graph import Graph
 from attngen.ir.lanes import finish_lanes, only_rescales
 from attngen.ir.lower import tile
-from attngen.ir.node import contract, make, reduce, value
+from attngen.ir.node import cast, contract, make, reduce, value
 from attngen.ir.passes import canonicalise, rebase
 from attngen.ir.place import place, tile_bytes
 from attngen.ir.ring import ring_operands
@@ -32,9 +32,12 @@ from attngen.ir.stmt import (
     Mma,
     Reduce,
     Schedule,
+    Stmt,
+    rewrite_body,
     statements,
 )
 from attngen.ir.verify import verify
+from attngen.ir.verify_placed import check_placement
 from attngen.spec import AttentionSpec
 
 SPEC = AttentionSpec(heads=2, head_dim=40, head_dim_v=24, causal=True)
@@ -239,11 +242,32 @@ def test_tensor_cores_take_half_precision_only() -> None:
     assert "mma does not take float32" in refused("mma", build_forward(SPEC, "float32"))
 
 
-def test_a_product_operand_is_not_read_element_by_element() -> None:
-    """The gate is in shared memory for the product; doubling it needs it in registers."""
+def test_a_tile_multiplied_and_summed_is_loaded_twice() -> None:
+    """The product finds the gate in shared memory, the sum in registers."""
     x = Hand("float32")
     gate = x.load("gate", "float32")
-    doubled = reduce("sum", make("mul", gate, x.number(2.0)), "j")
-    o = make("mul", contract(gate, x.load("v"), "j", "float32"), doubled)
-    message = refused("simt", x.graph(o=("bhie", o)))
-    assert "reads gate_tile, which only products do where it lies" in message
+    summed = reduce("sum", make("mul", gate, x.number(2.0)), "j")
+    graph = x.graph(o=("bhie", make("mul", contract(gate, x.load("v"), "j", "float32"), summed)))
+    kernel = only(place(tile(rebase(fuse(canonicalise(graph))), schedule("simt")), ROOMY))
+    assert spaces(kernel)["gate_tile"] == "shared" and spaces(kernel)["gate_tile_r"] == "fragment"
+
+
+def test_loads_read_element_by_element_are_widened() -> None:
+    x = Hand("bfloat16")
+    kernel = {e: only(place(tile(rebase(fuse(canonicalise(x.graph(total=("bhi", reduce(
+        "sum", cast(x.load("gate"), "float32"), "j")))))), schedule(e)), ROOMY))
+        for e in ("mma", "cpu")}
+    assert kernel["mma"].value("gate_tile").dtype == kernel["cpu"].value("gate_tile").dtype == (
+        "float32")
+    assert kernel["mma"].tensor("gate").dtype == "bfloat16"
+
+
+def test_packed_operands_are_read_by_products_alone() -> None:
+    graph = placed(SPEC, "mma")
+
+    def change(stmt: Stmt) -> tuple[Stmt, ...]:
+        return (replace(stmt, src="p_op"),) if isinstance(stmt, Reduce) and stmt.src == "p" else (
+            stmt,)
+    kernel = replace(only(graph), body=rewrite_body(only(graph).body, change))
+    with pytest.raises(VerifyError, match="Reduce reads p_op, which only products do where it "):
+        check_placement(kernel)
