@@ -42,7 +42,10 @@ LITERAL: list[tuple[Mask, Callable[[int, int], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize("mask, literal", LITERAL, ids=[re.sub(r" at 0x\w+", "", repr(m)) for m, _ in LITERAL])
+NAMES = [re.sub(r" at 0x\w+", "", repr(mask)) for mask, _ in LITERAL]
+
+
+@pytest.mark.parametrize("mask, literal", LITERAL, ids=NAMES)
 def test_mask_matches_its_definition_pair_by_pair(mask: Mask,
                                                   literal: Callable[[int, int], bool]) -> None:
     at = torch.tensor(list(POSITIONS))
