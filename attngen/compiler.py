@@ -195,7 +195,8 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     from .describe import Description
 
     attn = Attention(spec, chosen, emulate, plan,
-                     Description(lambda dtype: lower(spec, options(dtype), record=True), chosen))
+                     Description(lambda dtype: lower(spec, options(dtype), record=True), chosen,
+                                 spec.dtype))
     attn.source()
     return attn
 

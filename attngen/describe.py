@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 class Description:
     """Answers ``Attention.ir`` and ``Attention.explain``; lowers again on demand, since a plan
-    from the cache carries no graph. ``lower(dtype)`` does that."""
+    from the cache carries no graph. ``lower(dtype)`` does that; without one, ``dtype`` or the
+    target's usual type is meant."""
 
-    def __init__(self, lower: Callable[[str], Lowered], target: Target) -> None:
+    def __init__(self, lower: Callable[[str], Lowered], target: Target,
+                 dtype: str | None = None) -> None:
         self._lower, self.target = lower, target
-        self._dtype = "float32" if target.family == "cpu" else "bfloat16"
+        self._dtype = dtype or ("float32" if target.family == "cpu" else "bfloat16")
 
     def ir(self, stage: str, dtype: str | None = None) -> Graph:
         """The graph at a stage; ``str()`` of it is its text. Raises UnknownNameError."""
