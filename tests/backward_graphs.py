@@ -26,7 +26,7 @@ class _Backward:
         self.sizes = forward.sizes
         mask = next(n for n in walk(*forward.regions[0].roots) if n.op == "visible")
         self.q, self.k = tensor("q", "bhid", dtype), tensor("k", "bhjd", dtype)
-        self.v, self.do = tensor("v", "bhje", dtype), tensor("do", "bhie", dtype)
+        self.v, self.do = tensor("v", "bhje", dtype), tensor("dout", "bhie", dtype)
         self.lse, self.delta = (tensor(n, "bhi", self.compute) for n in ("lse", "delta"))
         self.scale = const(spec.softmax_scale, self.compute)
         s = make("mul", self.product(self.q, self.k, "d", "s"), self.scale)
@@ -51,7 +51,7 @@ class _Backward:
 
 
 def dkdv(spec: AttentionSpec, dtype: str) -> Graph:
-    """dv = pᵀ·do and dk = dsᵀ·q, summed over queries: keep=j, loop=i."""
+    """dv = pᵀ·dout and dk = dsᵀ·q, summed over queries: keep=j, loop=i."""
     x = _Backward(spec, dtype)
     dk = x.product(x.stored(x.ds), x.q, "i", "dk")
     return x.graph("dkdv", dk=("bhjd", make("mul", dk, x.scale, origin="dk")),

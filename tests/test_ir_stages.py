@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
 from backward_graphs import dkdv, dq, partials
+from documented import blocks, check_block
 from golden_fixture import Golden
-from helpers import ROOT
 from ir_problem import DTYPE, ROOMY, Array, Problem, assert_same, only, schedule
 
 from attngen import reference
+from attngen.compiler import Lowered, Options, make_plan
 from attngen.ir import eval_tensor, eval_tile
 from attngen.ir.eval_tensor import interpret_tensors
 from attngen.ir.eval_tile import interpret_tiles
@@ -25,6 +25,8 @@ from attngen.ir.place import place
 from attngen.ir.show import graph_text, kernel_text
 from attngen.ir.stmt import Schedule, Value
 from attngen.ir.verify import verify
+from attngen.runtime.launch import Buffer, Executable
+from attngen.runtime.operands import span_bytes
 from attngen.spec import AttentionSpec
 
 SPECS = {
@@ -51,7 +53,7 @@ def gradients(problem: Problem) -> tuple[dict[str, Array], dict[str, Array]]:
                                  kv_offset=p["kv_offset"], seqlens_k=p["kv_len"])
     do = torch.from_numpy(np.random.default_rng(9).normal(size=tuple(o.shape)))
     o.backward(do)
-    given = {**problem.inputs, "do": do.numpy(), "lse": lse.detach().numpy(),
+    given = {**problem.inputs, "dout": do.numpy(), "lse": lse.detach().numpy(),
              "delta": (do * o).sum(-1).detach().numpy()}
     expected = {f"d{n}": torch.nan_to_num(x.grad).numpy()
                 for n, x in (("q", q), ("k", k), ("v", v)) if x.grad is not None}
@@ -78,13 +80,46 @@ def test_backward_kernels_at_every_stage(build, keep: str, loop: str,  # type: i
             assert_same(got, wanted, 1e-10, f"{engine} {graph.stage} {call}")
 
 
+@pytest.mark.parametrize(("target", "dtype", "tolerance"), [
+    ("cpu", "float32", 1e-5), ("sm_80", "float32", 1e-5), ("sm_80", "bfloat16", 1e-2)])
+@pytest.mark.parametrize(("build", "keep", "loop"), [(dkdv, "j", "i"), (dq, "i", "j")],
+                         ids=["dkdv", "dq"])
+def test_backward_kernels_run(build, keep: str, loop: str,  # type: ignore[no-untyped-def]
+                              target: str, dtype: str, tolerance: float) -> None:
+    """The templates render the transposed kernel as it is: the CPU's C++ runs, and the CUDA text is
+    executed by the emulator, race detector and all. ``tolerance`` is of the largest gradient."""
+    problem = Problem(SPECS["causal"], 37, 53, (11, 11), (-2,), (40,))
+    given, expected = gradients(problem)
+    engine = "cpu" if target == "cpu" else "simt" if dtype == "float32" else "mma"
+    plan_of = schedule(engine, 32, 32, (2, 1), warps=2)
+    fused = rebase(fuse(build(SPECS["causal"], dtype), keep=keep, loop=loop))
+    placed = place(tile(fused, plan_of, keep, loop), ROOMY)
+    plan = make_plan(None, Options(target, dtype), Lowered(fused, fused, fused, placed))
+    memory = {}
+    for t in plan.tensors:
+        shape = [problem.extents[a] for a in t.axes]
+        memory[t.name] = torch.full(shape, math.nan, dtype=getattr(torch, t.dtype))
+        if t.name in given:
+            memory[t.name].copy_(torch.from_numpy(given[t.name]))
+    buffers = {n: Buffer(t.data_ptr(), t.stride(), span_bytes(t)) for n, t in memory.items()}
+    n = problem.extents
+    sizes = {"batch": n["b"], "heads": n["h"], "groups": n["g"], "seqlen_q": n["i"],
+             "seqlen_k": n["j"], "head_dim": n["d"], "head_dim_v": n["e"]}
+    numbers = {name: int(a[0]) for name, a in problem.params.items() if not isinstance(a, int)}
+    Executable(plan, emulate=target != "cpu").run(buffers, sizes, numbers, threads=1)
+    for t in plan.tensors:
+        if t.role == "output":
+            got, want = memory[t.name].double().numpy(), expected[t.name]
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
 def test_transposed_tiles_and_row_numbers_as_columns() -> None:
     graph = place(tile(rebase(fuse(dkdv(SPECS["causal"], "bfloat16"), keep="j", loop="i")),
                        schedule("mma"), "j", "i"), ROOMY)
     values: dict[str, Value] = {v.name: v for v in only(graph).values}
     assert values["s"].axes == values["dp"].axes == ("j", "i")
     assert values["lse_tile"].space == values["delta_tile"].space == "column"
-    assert values["do_tile"].space == values["q_tile"].space == "shared"
+    assert values["dout_tile"].space == values["q_tile"].space == "shared"
 
 
 @pytest.mark.parametrize("splits", [1, 2, 5])
@@ -116,14 +151,6 @@ def test_partials_of_key_ranges_combine_to_the_oracle(engine: str, splits: int) 
     assert_same({"o": o}, {"o": problem.oracle()["o"]}, 1e-10)
 
 
-def documented(name: str) -> str:
-    """The text block of docs/stages.md that follows a comment with this name."""
-    page = (ROOT / "docs" / "stages.md").read_text()
-    found = re.search(rf"<!-- {name} -->\s*```text\n(.*?)```", page, re.DOTALL)
-    assert found, f"docs/stages.md has no block {name}"
-    return found[1]
-
-
 def body_of(graph: Graph) -> str:
     lines = kernel_text(only(graph)).splitlines()
     return "\n".join(line for line in lines
@@ -145,6 +172,14 @@ def test_placed_dkdv(golden: Golden) -> None:
     assert graph_text(placed_dkdv()) == golden
 
 
-@pytest.mark.parametrize(("name", "graph"), [("dkdv", placed_dkdv), ("partials", placed_partials)])
-def test_the_page_shows_what_the_stages_make(name, graph) -> None:  # type: ignore[no-untyped-def]
-    assert documented(name) == body_of(graph())
+SHOWN = {"dkdv": placed_dkdv, "partials": placed_partials}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_page_shows_what_the_stages_make(name: str, pytestconfig: pytest.Config) -> None:
+    check_block("stages.md", name, body_of(SHOWN[name]()),
+                pytestconfig.getoption("--update-golden"))
+
+
+def test_every_block_of_the_page_is_made_by_the_stages() -> None:
+    assert blocks("stages.md") == set(SHOWN)
