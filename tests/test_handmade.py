@@ -35,8 +35,8 @@ TensorFn = Callable[[Tensor, Tensor], Tensor]  # of a value and of q_idx - kv_id
 @dataclass(frozen=True)
 class Variation:
     """What happens to the scores before the mask and to the probabilities after the softmax, as
-    nodes (of a value and the distance q_idx - kv_idx) and in torch; ``gated`` multiplies a float32
-    tensor [batch, heads, seqlen_q, seqlen_k] into the probabilities as well."""
+    nodes (of a value and the distance q_idx - kv_idx) and in torch; ``gated`` multiplies a tensor
+    [batch, heads, seqlen_q, seqlen_k] into the probabilities as well."""
 
     score: Callable[[Node, Node], Node] = lambda s, d: s
     gate: Callable[[Node, Node], Node] = lambda p, d: p
@@ -80,8 +80,8 @@ def build(variation: Variation, dtype: str) -> Graph:
     """o = (gate(softmax(mask(score(q kᵀ / 8)))) · g) v, and the softmax's lse."""
     heads = tuple(h * GROUPS // HEADS for h in range(HEADS))
     inputs = {"q": "bhid", "k": "bgjd", "v": "bgje"} | ({"w": "bhij"} if variation.gated else {})
-    devices = tuple(DeviceTensor(name, tuple(axes), "float32" if name == "w" else dtype, "input",
-                                 heads if "g" in axes else None) for name, axes in inputs.items())
+    devices = tuple(DeviceTensor(name, tuple(axes), dtype, "input", heads if "g" in axes else None)
+                    for name, axes in inputs.items())
     node = {t.name: tensor(t.name, t.axes, t.dtype) for t in devices}
     node |= {t.name: by_head(node[t.name], heads) for t in devices if t.by_head}
     q_idx = make("add", idx("i"), param("q_offset", "b"))
@@ -97,7 +97,7 @@ def build(variation: Variation, dtype: str) -> Graph:
     p = make("exp", make("sub", s, make("finite_or_zero", lse)))
     p = variation.gate(p, distance)
     if variation.gated:
-        p = make("mul", p, node["w"])
+        p = make("mul", p, cast(node["w"], "float32"))
     o = contract(cast(p, dtype), node["v"], "j", "float32")
     outputs = {DeviceTensor("o", tuple("bhie"), dtype, "output"): o,
                DeviceTensor("lse", tuple("bhi"), "float32", "output"): lse}
@@ -138,8 +138,8 @@ def _check(variation: Variation, target: str, dtype: str, fuse: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     shapes = {"q": (HEADS, SEQLEN_Q, DIM), "k": (GROUPS, SEQLEN_K, DIM),
               "v": (GROUPS, SEQLEN_K, DIM), "w": (HEADS, SEQLEN_Q, SEQLEN_K)}
-    data = {n: torch.randn(BATCH, *shape, generator=generator).to(kind).to(
-        torch.float32 if n == "w" else kind) for n, shape in shapes.items()}
+    data = {n: torch.randn(BATCH, *shape, generator=generator).to(kind)
+            for n, shape in shapes.items()}
     memory = {t.name: _memory(t.axes, getattr(torch, t.dtype)) for t in plan.tensors}
     for n, x in data.items():
         if n in memory:
