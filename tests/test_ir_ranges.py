@@ -242,7 +242,7 @@ def random_condition(rng: np.random.Generator, depth: int) -> Node:
 
 def test_certainty_is_never_mistaken() -> None:
     rng, decided, known = np.random.default_rng(5), 0, 0
-    for _ in range(3000):
+    for _ in range(1200):
         node = random_condition(rng, int(rng.integers(0, 3)))
         start, size, n = (int(x) for x in (rng.integers(0, 50), rng.integers(1, 20),
                                            rng.integers(-40, 40)))
@@ -257,4 +257,4 @@ def test_certainty_is_never_mistaken() -> None:
             known += 1
             decided += bool(evaluate(always, tile_of) == np.all(truth)
                             and evaluate(sometimes, tile_of) == np.any(truth))
-    assert known > 1500 and decided > 1000
+    assert known > 500 and decided > 400
