@@ -1,7 +1,7 @@
 """Text blocks of the documentation that the program itself makes.
 
-A page marks such a block with a comment, ``<!-- name -->``, before a fenced ``text`` block. The test
-that owns it says what it must hold; ``pytest --update-golden`` writes it.
+A page marks such a block with a comment, ``<!-- name -->``, before a fenced ``text`` block. The
+test that owns it says what it must hold; ``pytest --update-golden`` writes it.
 """
 
 from __future__ import annotations
