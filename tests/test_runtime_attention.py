@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import fake_plans
@@ -13,7 +12,6 @@ import torch
 from helpers import assert_matches_oracle, make_qkv, only_ours
 from torch import Tensor
 
-from attngen import attention as attention_function
 from attngen import errors
 from attngen.attention import Attention
 from attngen.runtime.plan import Plan, TensorArg
@@ -312,43 +310,3 @@ extern "C" void entry(const Params* p, int threads) {
     (library,) = attn.build()
     numbers = (ctypes.c_int64 * 5).in_dll(library, "seen")
     assert list(numbers) == [4 * 5 * 8, 5 * 8, 8, 0, 1]  # rows of 7 padded to 8; one thread
-
-
-# -- attention() --------------------------------------------------------------------------------
-
-
-def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    specs: list[tuple[AttentionSpec, str]] = []
-
-    def compile(spec: AttentionSpec, target: str) -> Attention:
-        specs.append((spec, target))
-        return Attention(spec, target, False, Plans(), SimpleNamespace())
-
-    compiler = ModuleType("attngen.compiler")
-    compiler.compile = compile  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "attngen.compiler", compiler)
-    home = sys.modules["attngen.attention"]
-    monkeypatch.setattr(home, "_kept", {})
-    q, k, v = make_qkv(SPEC, 2, 5, 7)
-    for _ in range(3):
-        o = attention_function(q, k, v, causal=True)
-    torch.testing.assert_close(o, naive()[0](q, k, v))
-    assert specs == [(SPEC, "cpu")]
-    attention_function(q, k, v, causal=True, window=[3, 0])  # a list cannot be a key
-    attention_function(q, k, v, causal=True, window=(3, 0))
-    attention_function(q, k, v, causal=True, window=(3, 0))
-    assert len(specs) == 3 and specs[1] == specs[2]
-
-    def even(b: Any, h: Any, i: Any, j: Any) -> Any:
-        return j % 2 == 0
-
-    for _ in range(2):  # what a callable means may change between calls
-        attention_function(q, k, v, mask=even)
-    assert len(specs) == 5
-    with pytest.raises(errors.SpecError, match="heads is read off the tensors"):
-        attention_function(q, k, v, heads=4)
-    with pytest.raises(errors.ShapeError, match="k has 3 dimensions"):
-        attention_function(q, k[0], v)
-    monkeypatch.setattr(home, "_MOST_KEPT", 1)
-    attention_function(q, k, v)
-    assert len(home._kept) == 1
