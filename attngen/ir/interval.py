@@ -15,20 +15,21 @@ from .ops import FLOATS
 Bound = Node | None
 
 
-def interval(node: Node, axis: str) -> tuple[Bound, Bound]:
-    """(least, greatest) value of ``node`` while the index of ``axis`` runs over the tile."""
+def interval(node: Node, *axes: str) -> tuple[Bound, Bound]:
+    """(least, greatest) value of ``node`` while the indices of ``axes`` run over the tile."""
     known: dict[str, tuple[Bound, Bound]] = {}
     for n in walk(node):
-        known[n.key] = _interval(n, [known[a.key] for a in n.args], axis)
+        known[n.key] = _interval(n, [known[a.key] for a in n.args], axes)
     low, high = known[node.key]
     return (None if low is None else simplify(low)), (None if high is None else simplify(high))
 
 
-def _interval(n: Node, args: list[tuple[Bound, Bound]], axis: str) -> tuple[Bound, Bound]:
-    if axis not in n.axes:
+def _interval(n: Node, args: list[tuple[Bound, Bound]],
+              axes: tuple[str, ...]) -> tuple[Bound, Bound]:
+    if not set(axes) & set(n.axes):
         return n, n
     if n.op == "idx":
-        return first(axis), last(axis)
+        return first(n.attr("axis")), last(n.attr("axis"))
     match n.op:
         case "add":
             return _both("add", args[0][0], args[1][0]), _both("add", args[0][1], args[1][1])
@@ -65,28 +66,28 @@ def _both(op: str, a: Bound, b: Bound) -> Bound:
     return None if a is None or b is None else make(op, a, b)
 
 
-def certainty(node: Node, axis: str) -> tuple[Bound, Bound]:
-    """Conditions that do not vary along ``axis``: (``node`` holds on all of the tile, it may hold
+def certainty(node: Node, *axes: str) -> tuple[Bound, Bound]:
+    """Conditions that do not vary along ``axes``: (``node`` holds on all of the tile, it may hold
     somewhere). The first is never true by mistake, the second never false."""
-    always, sometimes = _certainty(node, axis)
+    always, sometimes = _certainty(node, axes)
     return (None if always is None else simplify(always),
             None if sometimes is None else simplify(sometimes))
 
 
-def _certainty(n: Node, axis: str) -> tuple[Bound, Bound]:
-    if axis not in n.axes:
+def _certainty(n: Node, axes: tuple[str, ...]) -> tuple[Bound, Bound]:
+    if not set(axes) & set(n.axes):
         return n, n
     if n.op in ("lt", "le", "eq") and not any(a.dtype in FLOATS for a in n.args):
-        (low1, high1), (low2, high2) = (interval(a, axis) for a in n.args)
+        (low1, high1), (low2, high2) = (interval(a, *axes) for a in n.args)
         if n.op != "eq":
             return _both(n.op, high1, low2), _both(n.op, low1, high2)
         return (_both("and", _both("le", high1, low2), _both("le", high2, low1)),
                 _both("and", _both("le", low1, high2), _both("le", low2, high1)))
     if n.op == "not":
-        always, sometimes = _certainty(n.args[0], axis)
+        always, sometimes = _certainty(n.args[0], axes)
         return _one("not", sometimes), _one("not", always)
     if n.op in ("and", "or"):
-        (always1, sometimes1), (always2, sometimes2) = (_certainty(a, axis) for a in n.args)
+        (always1, sometimes1), (always2, sometimes2) = (_certainty(a, axes) for a in n.args)
         if n.op == "and":
             return _both("and", always1, always2), _known("and", sometimes1, sometimes2)
         return _known("or", always1, always2), _both("or", sometimes1, sometimes2)

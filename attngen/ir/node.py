@@ -151,7 +151,7 @@ def _retype_constants(op: str, args: tuple[Node, ...]) -> tuple[Node, ...]:
     """A number takes the type of what it meets, so 0.5 stays exact in a float64 graph."""
     start = 1 if op == "where" else 0
     others = [a.dtype for a in args[start:] if not a.is_const]
-    if not others or OPS[op].group != "scalar" or op == "cast":
+    if not others or OPS[op].group != "scalar" or op in ("cast", "gather"):
         return args
     dtype = max(others, key=lambda t: _RANK[t])
     return tuple(
@@ -168,7 +168,7 @@ def make(op: str, *args: Node, origin: str = "", axes: Iterable[str] | None = No
     Raises VerifyError for an unknown op or a wrong number of operands.
     """
     info = OPS.get(op)
-    if info is None or len(args) != info.arity:
+    if info is None or info.arity not in (-1, len(args)):
         raise VerifyError(f"{op} takes {info.arity if info else 'no known number of'} operands, "
                           f"got {len(args)}")
     args = _retype_constants(info.name, args)
@@ -190,6 +190,12 @@ def make(op: str, *args: Node, origin: str = "", axes: Iterable[str] | None = No
 def cast(x: Node, dtype: str) -> Node:
     """``x`` as ``dtype``; nothing when it has it already."""
     return x if x.dtype == dtype else make("cast", x, dtype=dtype)
+
+
+def gather(name: str, indices: Iterable[Node], dtype: str) -> Node:
+    """The element of the captured tensor ``name`` at ``indices``, one per dimension, as a scalar
+    of ``dtype`` (bool, int32, int64, float32 or float64); 0 where an index is outside."""
+    return make("gather", *indices, name=name, dtype=dtype)
 
 
 def contract(a: Node, b: Node, over: str, dtype: str = "float32", origin: str = "") -> Node:
@@ -238,7 +244,7 @@ def rebuild(node: Node, args: tuple[Node, ...]) -> Node:
     attrs: dict[str, Any] = dict(node.attrs)
     if OPS[node.op].group == "tensor":
         return make(node.op, *args, axes=node.axes, dtype=node.dtype, origin=node.origin, **attrs)
-    dtype = node.dtype if node.op == "cast" else None
+    dtype = node.dtype if OPS[node.op].result == "attr" else None
     return make(node.op, *args, dtype=dtype, origin=node.origin, **attrs)
 
 

@@ -21,7 +21,7 @@ class OpInfo:
     """One row: arity, result type rule, NumPy meaning, and what rewrites may assume."""
 
     name: str
-    arity: int
+    arity: int  # -1: any number
     result: str  # "same" (common type of the operands), "bool", "float", "attr" (attrs["dtype"])
     evaluate: Callable[..., Any] | None = None
     commutative: bool = False
@@ -77,6 +77,8 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("and", 2, "bool", np.logical_and, commutative=True),
     _row("or", 2, "bool", np.logical_or, commutative=True),
     _row("not", 1, "bool", np.logical_not),
+    # element of a captured tensor; attrs: name. One operand per dimension, outside of it: 0
+    _row("gather", -1, "attr", cheap=False),
     # choice and type
     _row("where", 3, "same", np.where),
     _row("cast", 1, "attr"),

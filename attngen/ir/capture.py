@@ -1,0 +1,99 @@
+"""What a callable captures: tensors it indexes and numbers marked dynamic become arguments of the
+kernel, so that other values or lengths of them never compile anything.
+
+    ids[q_idx] == ids[kv_idx]   →   gather(ids, i) == gather(ids, j),  Table(ids, int32, 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import TraceError
+from .node import Node, gather, param
+
+_REGISTER = {"bool": "bool", "uint8": "int32", "int8": "int32", "int16": "int32", "int32": "int32",
+             "int64": "int64", "float16": "float", "bfloat16": "float", "float32": "float",
+             "float64": "float"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A captured tensor: its name in the graph, storage type and number of dimensions. ``source``
+    is the tensor itself, read again at every call; ``spoken`` is what the user calls it."""
+
+    name: str
+    dtype: str
+    ndim: int
+    source: Any = field(compare=False, repr=False)
+    spoken: str = ""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A captured ``ag.dynamic``: its parameter's name and type, and the object itself."""
+
+    name: str
+    dtype: str
+    source: Any = field(compare=False, repr=False)
+    spoken: str = ""
+
+
+class Captures:
+    """The captured tensors and numbers of one graph, in order of first use.
+
+    Names are ``spoken`` where that is a plain identifier, else ``table`` or ``number``; a number
+    is appended where several objects share one. ``reserved`` names are never given.
+    """
+
+    def __init__(self, reserved: frozenset[str] = frozenset()) -> None:
+        self._reserved = reserved
+        self._tables: dict[int, Table] = {}
+        self._numbers: dict[int, Number] = {}
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return tuple(self._tables.values())
+
+    @property
+    def numbers(self) -> tuple[Number, ...]:
+        return tuple(self._numbers.values())
+
+    def table(self, source: Any, spoken: str = "") -> Table:
+        """The table of a tensor, the same for the same object. Raises TraceError for a dtype no
+        kernel reads."""
+        known = self._tables.get(id(source))
+        if known is None:
+            dtype = str(source.dtype).removeprefix("torch.")
+            if dtype not in _REGISTER:
+                raise TraceError(f"the captured tensor {spoken or 'of an expression'} is {dtype}",
+                                 remedy=f"Kernels read {', '.join(_REGISTER)}.")
+            known = Table(self._name(spoken, "table"), dtype, source.ndim, source, spoken)
+            self._tables[id(source)] = known
+        return known
+
+    def read(self, source: Any, indices: Sequence[Node], compute: str, spoken: str = "") -> Node:
+        """The element of a captured tensor at ``indices``, one per dimension; floating tensors are
+        read as ``compute``. Raises TraceError."""
+        table = self.table(source, spoken)
+        register = _REGISTER[table.dtype]
+        return gather(table.name, indices, compute if register == "float" else register)
+
+    def number(self, source: Any, value: int | float, compute: str, spoken: str = "") -> Node:
+        """The parameter of a dynamic number: int32 for whole numbers, else ``compute``."""
+        known = self._numbers.get(id(source))
+        if known is None:
+            dtype = "int32" if isinstance(value, int) else compute
+            known = Number(self._name(spoken, "number"), dtype, source, spoken)
+            self._numbers[id(source)] = known
+        return param(known.name, (), known.dtype)
+
+    def _name(self, spoken: str, fallback: str) -> str:
+        plain = spoken.isascii() and spoken.isidentifier() and len(spoken) <= 40
+        base = spoken if plain else fallback
+        taken = self._reserved | {t.name for t in self.tables} | {n.name for n in self.numbers}
+        name, count = base, 2
+        while name in taken:
+            name, count = f"{base}_{count}", count + 1
+        return name
