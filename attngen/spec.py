@@ -79,8 +79,7 @@ class AttentionSpec:
         put("window", _window(self.window, self.causal))
         put("mask", _mask(self.mask))
         put("score", _scores(self.score, self.heads))
-        if _flag("sinks", self.sinks):
-            raise NotDeliveredError("sinks=True is not available in this version of attngen")
+        put("sinks", _flag("sinks", self.sinks))
         put("scale", _scale(self.scale))
         put("dtype", _dtype(self.dtype))
 

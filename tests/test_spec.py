@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"score": masks.causal()}, errors.PatternError, "Write mask=causal()"),
     ({"score": scores.alibi(4)}, errors.PatternError, "alibi is for 4 heads, the spec has 8"),
     ({"score": [scores.softcap(5), 2.0]}, errors.PatternError, "score is a float"),
-    ({"sinks": True}, errors.NotDeliveredError, "sinks=True is not available"),
+    ({"sinks": 1}, errors.SpecError, "sinks must be True or False, got 1"),
     ({"scale": 0.0}, errors.SpecError, "scale must be a finite number above 0, got 0.0"),
     ({"scale": float("nan")}, errors.SpecError, "scale must be a finite number above 0"),
     ({"dtype": "bfloat"}, errors.UnknownDtypeError, "Did you mean 'bfloat16'?"),

@@ -49,8 +49,15 @@ class Captures:
 
     def __init__(self, reserved: frozenset[str] = frozenset()) -> None:
         self._reserved = reserved
-        self._tables: dict[int, Table] = {}
+        self._tables: dict[int | str, Table] = {}  # by identity, or name of an argument
         self._numbers: dict[int, Number] = {}
+
+    def argument(self, name: str, dtype: str, ndim: int) -> Table:
+        """The table of a tensor that every call gives by name."""
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = Table(name, dtype, ndim, None, name)
+        return table
 
     @property
     def tables(self) -> tuple[Table, ...]:
