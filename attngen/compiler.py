@@ -69,13 +69,15 @@ def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowere
     """Every pass in order. Raises TraceError, ScheduleError or VerifyError."""
     from .ir.build import build_forward
     from .ir.capture import Captures
+    from .templates.names import c_name
 
     captures = Captures()
     lowered = lower_graph(build_forward(spec, options.dtype, captures), options, record)
     return replace(lowered, captured=Captured(
-        tuple(CapturedTensor(t.name, t.dtype, t.ndim, t.source, t.spoken)
+        tuple(CapturedTensor(str(c_name(t.name)), t.dtype, t.ndim, t.source, t.spoken)
               for t in captures.tables),
-        tuple(CapturedNumber(n.name, n.dtype, n.source, n.spoken) for n in captures.numbers)))
+        tuple(CapturedNumber(str(c_name(n.name)), n.dtype, n.source, n.spoken)
+              for n in captures.numbers)))
 
 
 def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered:
@@ -129,6 +131,8 @@ def choose_schedule(options: Options, region: Region, sizes: dict[str, int],
 
 def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) -> Plan:
     """Render every placed kernel and put the result in the runtime's terms."""
+    from .templates.names import c_name
+
     cpu = options.target == "cpu"
     kernels = []
     for kernel in lowered.placed.tiles:
@@ -137,15 +141,17 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
             name=rendered.entry, kind=kernel.name, language="cpp" if cpu else "cuda",
             target=options.target, text=rendered.text,
             fields=tuple(Field(name, ctype) for name, ctype in rendered.fields),  # type: ignore[arg-type]
-            tensors=(*(t.name for t in kernel.tensors), *(t.name for t in kernel.tables)),
-            params=tuple(ParamArg(p.name, p.dtype, p.per_batch)  # type: ignore[arg-type]
+            tensors=(*(str(c_name(t.name)) for t in kernel.tensors),
+                     *(str(c_name(t.name)) for t in kernel.tables)),
+            params=tuple(ParamArg(str(c_name(p.name)), p.dtype, p.per_batch)  # type: ignore[arg-type]
                          for p in kernel.params),
             grid=tuple(GridDim(extent, tile) for extent, tile in rendered.grid),  # type: ignore[arg-type]
             threads=rendered.threads, shared_bytes=rendered.shared_bytes,
             meta=_meta(kernel)))
-    tensors = tuple(TensorArg(t.name, t.axes, t.dtype, t.role)  # type: ignore[arg-type]
+    tensors = tuple(TensorArg(str(c_name(t.name)), t.axes, t.dtype, t.role)  # type: ignore[arg-type]
                     for t in lowered.placed.tensors)
-    tensors += tuple(TensorArg(t.name, tuple(map(str, range(t.ndim))), t.dtype, "table")
+    tensors += tuple(TensorArg(str(c_name(t.name)), tuple(map(str, range(t.ndim))), t.dtype,
+                               "table")
                      for t in lowered.placed.tables)
     return Plan(spec.cache_key() if spec else None, options.target, "forward", tensors,
                 tuple(kernels), dict(lowered.placed.sizes), asdict(options))
