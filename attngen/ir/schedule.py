@@ -73,7 +73,8 @@ def _with_room(schedule: Schedule, widest: int) -> Schedule:
     """Reading captured tensors at positions takes registers for their addresses: a thread has half
     as many rows then, or columns."""
     if schedule.engine == "simt":
-        return replace(schedule, block_n=max(schedule.block_n // 2, 16))
+        return replace(schedule, warps=schedule.block_m // 8,
+                       block_n=32 if widest <= 128 else 16)
     return replace(schedule, warps=schedule.block_m // 16,
                    block_n=min(schedule.block_n, 64 if widest <= 128 else 32))
 
