@@ -11,6 +11,11 @@ from .names import c_name
 from .storage import ELEMENT
 
 
+# Products on CUDA cores: terms summed one after the other. The rounding of one chain grows with its
+# length, so longer sums are sums of such sums.
+CHAIN = 64
+
+
 def mma(context: Context, stmt: ir.Mma, scope: Scope) -> out.Product:
     """dst (+)= a · b, rows of the product from a, its columns from b."""
     dst, a, b = (context.kernel.value(n) for n in (stmt.dst, stmt.a, stmt.b))
@@ -42,7 +47,8 @@ def mma(context: Context, stmt: ir.Mma, scope: Scope) -> out.Product:
         one_at=one_at, transposed=transposed, depth=TILE[stmt.over], width=TILE[cols],
         element=Code(ELEMENT[b.dtype]), columns=columns,
         zero=None if stmt.accumulate else context.nest(dst.axes),
-        cleared=(Code(f"{context.element(dst.name)} = 0.0f;"),))
+        cleared=(Code(f"{context.element(dst.name)} = 0.0f;"),),
+        chained=not tensor_cores and not transposed and context.shape.extent(stmt.over) > CHAIN)
 
 
 def reduce(context: Context, stmt: ir.Reduce, scope: Scope) -> out.ReduceView:

@@ -51,7 +51,8 @@ class Elements(StatementView):
 class Product(StatementView):
     """dst (+)= a · b. ``a_tile`` is None when a is in registers. ``transposed``: the rows of b's
     tile are summed over. A thread reads at ``base`` plus what it makes of its own offset ``at``
-    (``one_at`` for columns read one by one). ``zero`` and ``cleared`` clear dst first."""
+    (``one_at`` for columns read one by one). ``zero`` and ``cleared`` clear dst first. ``chained``:
+    sums this long are made of sums of CHAIN terms."""
 
     kind: ClassVar[str] = "product"
     dst: Code
@@ -71,6 +72,7 @@ class Product(StatementView):
     columns: Columns
     zero: Nest | None
     cleared: tuple[Code, ...]
+    chained: bool
 
 
 @dataclass(frozen=True)
