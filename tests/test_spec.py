@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attngen import errors, masks, scores
+from attngen import errors, masks, per_head, scores
 from attngen.spec import AttentionSpec
 
 
@@ -76,11 +76,16 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask": lambda q, k: q > k}, errors.PatternError, "cannot take the arguments of mask_mod("),
     ({"mask": scores.softcap(3)}, errors.PatternError, "Write score=softcap(cap=3.0)"),
     ({"mask": masks.causal}, errors.PatternError, "Call it: causal(...)"),
-    ({"mask": [masks.causal()]}, errors.NotDeliveredError, "mask per head is not available"),
+    ({"mask": [masks.causal()]}, errors.PatternError, "Write mask=ag.per_head([...])"),
+    ({"mask": per_head([masks.causal()] * 3)}, errors.PatternError,
+     "per_head has 3 entries, the spec has 8 heads"),
+    ({"mask": ~per_head([masks.causal()] * 9)}, errors.PatternError, "per_head has 9 entries"),
+    ({"score": per_head([scores.softcap(3)] * 7)}, errors.PatternError, "per_head has 7 entries"),
+    ({"score": scores.alibi(slopes=(0.5, 0.25))}, errors.PatternError, "alibi is for 2 heads"),
     ({"score": masks.causal()}, errors.PatternError, "Write mask=causal()"),
     ({"score": scores.alibi(4)}, errors.PatternError, "alibi is for 4 heads, the spec has 8"),
     ({"score": [scores.softcap(5), 2.0]}, errors.PatternError, "score is a float"),
-    ({"sinks": True}, errors.NotDeliveredError, "sinks=True is not available"),
+    ({"sinks": 1}, errors.SpecError, "sinks must be True or False, got 1"),
     ({"scale": 0.0}, errors.SpecError, "scale must be a finite number above 0, got 0.0"),
     ({"scale": float("nan")}, errors.SpecError, "scale must be a finite number above 0"),
     ({"dtype": "bfloat"}, errors.UnknownDtypeError, "Did you mean 'bfloat16'?"),
@@ -107,9 +112,12 @@ def test_int_window_without_causal_shows_both_spellings() -> None:
 
 named_masks = st.sampled_from([
     None, masks.causal() | masks.attention_sinks(2), ~masks.chunked(4), masks.prefix_lm(7),
-    masks.strided(4, part="local"), masks.sliding_window((2, 9)) & masks.fixed(8, 2)])
+    masks.strided(4, part="local"), masks.sliding_window((2, 9)) & masks.fixed(8, 2),
+    masks.global_tokens([3, 1]), masks.tree((-1, 0, 1)), masks.neighborhood((3, 4), 3),
+    masks.random_blocks(4, 1, seqlen=32)])
 named_scores = st.lists(st.sampled_from(
-    [scores.softcap(30), scores.temperature(0.7), scores.alibi()]), max_size=3)
+    [scores.softcap(30), scores.temperature(0.7), scores.alibi(),
+     scores.activation("silu")]), max_size=3)
 
 
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 32), st.booleans(), named_masks,
@@ -166,7 +174,7 @@ def test_callables_have_no_json_form_and_say_so(fields: dict[str, Any]) -> None:
 def test_json_holds_its_version_and_plain_values() -> None:
     data = json.loads(spec(causal=True, window=3, score=scores.alibi()).to_json())
     assert data["attngen_spec"] == 1 and data["window"] == [2, 0]
-    assert data["score"] == [{"name": "alibi", "heads": 8}]
+    assert data["score"] == [{"name": "alibi", "heads": 8, "slopes": None}]
 
 
 def test_replace_validates_again() -> None:
