@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import (
     BackwardNotDeliveredError,
+    CapturedError,
     DtypeError,
     NotDeliveredError,
+    ShapeError,
     SpecError,
     UnknownNameError,
 )
 from .runtime import operands
+from .runtime.captured import Captured
 from .runtime.operands import Heads
 from .runtime.plan import Plan
 from .runtime.targets import Target, default_target, get_target
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from .spec import AttentionSpec
 
 
-PlanFor = Callable[[str, bool], Plan]
+PlanFor = Callable[[str, bool], tuple[Plan, Captured]]
 
 
 class Description(Protocol):
@@ -43,7 +46,8 @@ class Attention:
 
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
     target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized)`` gives the kernels
-    of one variant: by dtype, and by whether rows can be read 16 bytes at a time.
+    of one variant and what they captured: by dtype, and by whether rows can be read 16 bytes at a
+    time.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
@@ -78,19 +82,22 @@ class Attention:
 
         Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
         natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
-        float64), -inf where nothing is visible.
+        float64), -inf where nothing is visible. With ``spec.sinks``, ``sinks`` [heads] is one more
+        term in each denominator, and part of lse.
+
+        Tensors and dynamic numbers that the mask or scores captured are read at each call;
+        ``params`` gives others in their place, by the name of the variable or argument.
 
         Raises the classes of ``attngen.errors`` for what does not fit: ShapeError, HeadsError,
-        DtypeError, DeviceError, NonUnitStrideError, BackwardNotDeliveredError, NotDeliveredError;
+        DtypeError, DeviceError, NonUnitStrideError, CapturedError, UnknownNameError,
+        BackwardNotDeliveredError, NotDeliveredError;
         the first call may also raise CompileError or NoCompilerError.
         """
-        if not (sinks is None and dropout_p == 0.0 and seed is None and cu_seqlens_q is None
-                and cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None
-                and params is None):
+        if not (dropout_p == 0.0 and seed is None and cu_seqlens_q is None
+                and cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None):
             raise _not_delivered(
-                sinks=sinks, dropout_p=dropout_p or None, seed=seed, cu_seqlens_q=cu_seqlens_q,
-                cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
-                params=params)
+                dropout_p=dropout_p or None, seed=seed, cu_seqlens_q=cu_seqlens_q,
+                cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
         batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
         if q.requires_grad or k.requires_grad or v.requires_grad:
             _refuse_grad(q, k, v)
@@ -101,15 +108,39 @@ class Attention:
         variant = self._variants.get((q.dtype, vectorized)) or self._variant(q.dtype, vectorized)
 
         shift = seqlen_k - seqlen_q
-        numbers: dict[str, int] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
+        numbers: dict[str, int | float] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
         kept = None
         if q_offset is not None or kv_offset is not None or seqlens_k is not None:
             kept = _positions(numbers, q_offset, kv_offset, seqlens_k, batch, q.device,
                               seqlen_q, seqlen_k)
+        tables: dict[str, Tensor] = {}
+        if variant.captures or params or sinks is not None:
+            tables, values = variant.captured.bind(q, self._given(q, params, sinks))
+            numbers |= values
         self._latest = variant
-        o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers)
+        o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers, tables)
         del kept  # until now: the addresses of these tensors are among the numbers
         return (o, lse) if return_lse else o
+
+    def _given(self, q: Tensor, params: dict[str, Any] | None,
+               sinks: Tensor | None) -> dict[str, Any]:
+        """What a call names: ``params``, and the sinks in the type of the arithmetic."""
+        given = dict(params or {})
+        if self.spec.sinks and sinks is None:
+            raise CapturedError("sinks is missing", remedy="The spec says sinks=True: pass "
+                                f"sinks=, one logit for each of {self.spec.heads} heads.")
+        if sinks is None:
+            return given
+        if not self.spec.sinks:
+            raise CapturedError("sinks= was given, the spec has none",
+                                remedy="Write AttentionSpec(..., sinks=True).")
+        if tuple(sinks.shape) != (self.spec.heads,):
+            raise ShapeError(f"sinks has shape {tuple(sinks.shape)}, expected "
+                             f"({self.spec.heads},)", remedy="One logit for each query head.")
+        import torch
+
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return {**given, "sinks": sinks.to(wide)}
 
     def _variant(self, dtype: torch.dtype, vectorized: bool) -> Variant:
         name = str(dtype).removeprefix("torch.")
@@ -119,7 +150,8 @@ class Attention:
         if name not in self.target.dtypes:
             raise DtypeError(f"target {self.target.name} has no kernels for {name}",
                              remedy=f"It takes {', '.join(self.target.dtypes)}.")
-        variant = Variant(self._plan_for(name, vectorized), self._fixed, emulate=self.emulate)
+        plan, captured = self._plan_for(name, vectorized)
+        variant = Variant(plan, self._fixed, emulate=self.emulate, captured=captured)
         self._variants[dtype, vectorized] = variant
         return variant
 
@@ -144,7 +176,7 @@ class Attention:
                vectorized: bool = True) -> str:
         """The emitted text of one kind of kernel, complete and compilable by itself. A plan's own
         kind gives all of its kernels. Raises UnknownNameError for other kinds."""
-        plan = self._plan_for(dtype or self.dtype, vectorized)
+        plan, _ = self._plan_for(dtype or self.dtype, vectorized)
         texts = [k.text for k in plan.kernels if kind in (k.kind, plan.kind)]
         if not texts:
             raise UnknownNameError("kernel kind", kind, {plan.kind, *(k.kind for k in
@@ -185,7 +217,7 @@ def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"{name} requires grad, and backward is not available in this version of attngen")
 
 
-def _positions(numbers: dict[str, int], q_offset: int | Tensor | None,
+def _positions(numbers: dict[str, int | float], q_offset: int | Tensor | None,
                kv_offset: int | Tensor | None, seqlens_k: Tensor | None, batch: int,
                device: torch.device, seqlen_q: int, seqlen_k: int) -> list[Tensor]:
     """Put given positions and lengths into ``numbers``; returns the tensors whose addresses are

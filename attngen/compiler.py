@@ -16,6 +16,7 @@ from . import knobs
 from .attention import Attention
 from .errors import ScheduleError, UnknownNameError
 from .runtime import cache as disk
+from .runtime.captured import Captured, CapturedNumber, CapturedTensor
 from .runtime.fingerprint import package_fingerprint
 from .runtime.plan import Field, GridDim, KernelPlan, ParamArg, Plan, TensorArg
 from .runtime.targets import Target, default_target, get_target
@@ -53,6 +54,7 @@ class Lowered:
     tiled: Graph
     placed: Graph
     records: tuple[PassRecord, ...] = ()
+    captured: Captured = Captured()
 
     def stage(self, name: str) -> Graph:
         """The graph at a stage. Raises UnknownNameError."""
@@ -66,8 +68,16 @@ class Lowered:
 def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowered:
     """Every pass in order. Raises TraceError, ScheduleError or VerifyError."""
     from .ir.build import build_forward
+    from .ir.capture import Captures
+    from .templates.names import c_name
 
-    return lower_graph(build_forward(spec, options.dtype), options, record)
+    captures = Captures()
+    lowered = lower_graph(build_forward(spec, options.dtype, captures), options, record)
+    return replace(lowered, captured=Captured(
+        tuple(CapturedTensor(str(c_name(t.name)), t.dtype, t.ndim, t.source, t.spoken)
+              for t in captures.tables),
+        tuple(CapturedNumber(str(c_name(n.name)), n.dtype, n.source, n.spoken)
+              for n in captures.numbers)))
 
 
 def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered:
@@ -121,6 +131,8 @@ def choose_schedule(options: Options, region: Region, sizes: dict[str, int],
 
 def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) -> Plan:
     """Render every placed kernel and put the result in the runtime's terms."""
+    from .templates.names import c_name
+
     cpu = options.target == "cpu"
     kernels = []
     for kernel in lowered.placed.tiles:
@@ -129,13 +141,18 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
             name=rendered.entry, kind=kernel.name, language="cpp" if cpu else "cuda",
             target=options.target, text=rendered.text,
             fields=tuple(Field(name, ctype) for name, ctype in rendered.fields),  # type: ignore[arg-type]
-            tensors=tuple(t.name for t in kernel.tensors),
-            params=tuple(ParamArg(p.name, "int32", p.per_batch) for p in kernel.params),
+            tensors=(*(str(c_name(t.name)) for t in kernel.tensors),
+                     *(str(c_name(t.name)) for t in kernel.tables)),
+            params=tuple(ParamArg(str(c_name(p.name)), p.dtype, p.per_batch)  # type: ignore[arg-type]
+                         for p in kernel.params),
             grid=tuple(GridDim(extent, tile) for extent, tile in rendered.grid),  # type: ignore[arg-type]
             threads=rendered.threads, shared_bytes=rendered.shared_bytes,
             meta=_meta(kernel)))
-    tensors = tuple(TensorArg(t.name, t.axes, t.dtype, t.role)  # type: ignore[arg-type]
+    tensors = tuple(TensorArg(str(c_name(t.name)), t.axes, t.dtype, t.role)  # type: ignore[arg-type]
                     for t in lowered.placed.tensors)
+    tensors += tuple(TensorArg(str(c_name(t.name)), tuple(map(str, range(t.ndim))), t.dtype,
+                               "table")
+                     for t in lowered.placed.tables)
     return Plan(spec.cache_key() if spec else None, options.target, "forward", tensors,
                 tuple(kernels), dict(lowered.placed.sizes), asdict(options))
 
@@ -148,21 +165,24 @@ def _render(kernel: Kernel, target: str) -> RenderedKernel:
     return render_cuda(kernel, target)
 
 
-def plan_for(spec: AttentionSpec, options: Options) -> Plan:
+def plan_for(spec: AttentionSpec, options: Options) -> tuple[Plan, Captured]:
     """The plan of one variant, from the disk cache when the spec has a name for everything in it
-    (Python callables do not: their meaning may change between calls)."""
+    (Python callables do not: their meaning may change between calls), and what it captured."""
     key = spec.cache_key()
     watched = knobs.debug() >= 2 or knobs.verify() >= 2 or knobs.dump() is not None
     if key is None or watched:
         lowered = lower(spec, options)
         plan = make_plan(spec, options, lowered)
         _dump(plan, lowered)
-        return plan
+        return plan, lowered.captured
     parts = (key, repr(options), package_fingerprint())
     entry = disk.get_or_build(
         "plan", parts, lambda: make_plan(spec, options, lower(spec, options)).to_json().encode(),
         label=f"plan {options.target} {options.dtype}")
-    return Plan.from_json(entry)
+    # Named patterns capture nothing that has no JSON form; the sinks come with each call.
+    wide = "float64" if options.dtype == "float64" else "float32"
+    sinks = CapturedTensor("sinks", wide, 1, None, "sinks")
+    return Plan.from_json(entry), Captured((sinks,) if spec.sinks else ())
 
 
 def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate: bool = False,
@@ -189,7 +209,7 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
         return Options(chosen.name, dtype, vectorized, fuse, explicit, skip)
 
     @cache
-    def plan(dtype: str, vectorized: bool) -> Plan:
+    def plan(dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
         return plan_for(spec, options(dtype, vectorized))
 
     from .describe import Description

@@ -48,6 +48,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {spelling[near[0]]!r}? " if near else ""
 
 
+class CapturedError(AttngenError, ValueError):
+    """A captured tensor or number that is missing, of the wrong kind, or ambiguous.
+
+    Example: ``2 captured objects are called 'table'``
+    """
+
+
 class UnknownNameError(AttngenError, ValueError):
     """A name that is not in the list it must come from.
 

@@ -85,33 +85,37 @@ def _numbers_as(dtype: torch.dtype) -> Iterator[None]:
 
 
 def attention(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Offset = None,
-              kv_offset: int | Tensor = 0, seqlens_k: Offset = None) -> tuple[Tensor, Tensor]:
+              kv_offset: int | Tensor = 0, seqlens_k: Offset = None,
+              sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention in float64, differentiable.
 
     q [batch, heads, seqlen_q, head_dim], k [batch, kv_heads, seqlen_k, head_dim],
     v [batch, kv_heads, seqlen_k, head_dim_v] of any floating dtype. Returns o
     [batch, heads, seqlen_q, head_dim_v] and lse [batch, heads, seqlen_q] (natural log), both
     float64. A query that sees nothing has o = 0 and lse = −inf; values of keys it does not see do
-    not reach it, not even NaN.
+    not reach it, not even NaN. ``sinks`` [heads] are logits of one more column of the softmax,
+    which has no value.
     """
     at = positions(spec, q.shape[0], q.shape[2], k.shape[2], q_offset=q_offset,
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
-    return _attend(spec, at, q.double(), k.double(), v.double())
+    return _attend(spec, at, q.double(), k.double(), v.double(),
+                   None if sinks is None else sinks.double())
 
 
 def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Offset = None,
-          kv_offset: int | Tensor = 0, seqlens_k: Offset = None) -> tuple[Tensor, Tensor]:
+          kv_offset: int | Tensor = 0, seqlens_k: Offset = None,
+          sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same formula as unfused torch operations in the tensors' own dtype.
 
     Returns o in that dtype and lse in float32 (float64 for float64), as kernels do.
     """
     at = positions(spec, q.shape[0], q.shape[2], k.shape[2], q_offset=q_offset,
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
-    return _attend(spec, at, q, k, v)
+    return _attend(spec, at, q, k, v, sinks)
 
 
-def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor,
-            v: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor, v: Tensor,
+            sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = torch.tensor([spec.kv_head(h) for h in range(spec.heads)], device=q.device)
     k, v = k[:, heads], v[:, heads]
@@ -121,10 +125,13 @@ def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor,
             s = score_mod(s, at.b, at.h, at.q_idx, at.kv_idx).to(q.dtype)
     seen = _visible(spec, at, tuple(s.shape))
     s = torch.where(seen, s, float("-inf"))
+    if sinks is not None:
+        column = sinks.to(s.dtype).reshape(1, -1, 1, 1).expand(*s.shape[:3], 1)
+        s = torch.cat([s, column], -1)
     lse = torch.logsumexp(s.to(wide), -1)
     # A row with nothing to see has NaN in its softmax; a score may also be −inf by itself.
     seen = seen & (lse != float("-inf")).unsqueeze(-1)
-    p = torch.where(seen, torch.softmax(s, -1), 0.0)
+    p = torch.where(seen, torch.softmax(s, -1)[..., :seen.shape[-1]], 0.0)
     if bool(torch.isfinite(v).all()):
         return torch.matmul(p, v), lse
     # 0 · NaN is NaN: sum the visible products alone.

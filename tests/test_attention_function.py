@@ -14,14 +14,15 @@ from helpers import make_qkv
 from attngen import attention as attention_function
 from attngen import errors
 from attngen.attention import Attention
+from attngen.runtime.captured import Captured
 from attngen.runtime.plan import Plan
 from attngen.spec import AttentionSpec
 
 SPEC = AttentionSpec(heads=4, groups=2, head_dim=16, head_dim_v=8, causal=True)
 
 
-def causal_plan(dtype: str, vectorized: bool) -> Plan:
-    return fake_plans.causal(dtype=dtype)
+def causal_plan(dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
+    return fake_plans.causal(dtype=dtype), Captured()
 
 
 def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_every_function_says_what_it_does() -> None:
 
 # Calls every function of the layer, so that none escapes the assembler.
 USE = """
-struct Params { const float* a; const bf16_t* b; float* out; f16_t* h; int n; };
+struct Params { const float* a; const bf16_t* b; float* out; f16_t* h; i64 stride; int n; };
 template <typename T> DEVICE_FN float use_all(const Params& p) {
     const u32 s = align_up(shared_base(), 128);
     const int lane = lane_id();
@@ -107,6 +107,8 @@ template <typename T> DEVICE_FN float use_all(const Params& p) {
     x += static_cast<float>(floordiv_i32(p.n, 3) + mod_i32(p.n, 5) + ceil_div(p.n, 7));
     x += static_cast<float>(max_i32(p.n, 2) + min_i32(p.n, 3) + abs_i32(p.n));
     x += load_global(p.a) + to_float(load_global(p.b)) + to_float(from_float<T>(x));
+    x += plain(1.0f) + plain(bf16_t{1}) + plain(f16_t{1});
+    x += gather<float>(p.a, lane, p.n, p.stride, 3, p.n, 1) + gather<float>(p.b, 2, p.n, p.stride);
     load_global_b128(r, p.a);
     const int at = 8 * thread_id();
     store_global(p.h + at, from_float<f16_t>(x));

@@ -43,7 +43,8 @@ def operations() -> str:
     for row in SCALAR_OPS.values():
         meaning = getattr(row.evaluate, "__name__", "") if row.evaluate else "by type"
         notes = [n for n, on in (("commutative", row.commutative), ("cheap", row.cheap)) if on]
-        lines.append(f"  {row.name:<15}{row.arity}  {row.result:<6}"
+        arity = "n" if row.arity < 0 else str(row.arity)
+        lines.append(f"  {row.name:<15}{arity}  {row.result:<6}"
                      f"{meaning.strip('_').replace('<lambda>', 'formula'):<17}"
                      f"{' '.join(notes)}".rstrip())
     return "\n".join(lines)

@@ -121,6 +121,9 @@ def test_every_op_has_a_row_that_fits_its_meaning() -> None:
         assert row.name == name
         if row.group == "scalar" and name != "cast":
             assert row.evaluate is not None
+            if row.arity < 0:  # a table of one dimension, and a position in it
+                assert row.evaluate([7, 8, 9], 2) == 9 and row.evaluate([7, 8, 9], 3) == 0
+                continue
             row.evaluate(*([True] if name == "not" else [1.5] * row.arity) if name not in (
                 "and", "or") else (True, False))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attngen import errors
 from attngen.attention import Attention
+from attngen.runtime.captured import Captured
 from attngen.runtime.plan import Plan, TensorArg
 from attngen.spec import AttentionSpec
 
@@ -26,9 +27,9 @@ class Plans:
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
 
-    def __call__(self, dtype: str, vectorized: bool) -> Plan:
+    def __call__(self, dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
         self.asked.append((dtype, vectorized))
-        return fake_plans.causal(dtype=dtype)
+        return fake_plans.causal(dtype=dtype), Captured()
 
 
 def naive(spec: AttentionSpec = SPEC) -> tuple[Attention, Plans]:
@@ -255,8 +256,8 @@ def test_gradients_are_refused_while_they_are_recorded() -> None:
 
 
 @pytest.mark.parametrize("later", [
-    {"sinks": torch.zeros(4)}, {"dropout_p": 0.1}, {"seed": 3}, {"cu_seqlens_q": torch.zeros(2)},
-    {"cu_seqlens_k": torch.zeros(2)}, {"max_seqlen_q": 4}, {"max_seqlen_k": 4}, {"params": {}}])
+    {"dropout_p": 0.1}, {"seed": 3}, {"cu_seqlens_q": torch.zeros(2)},
+    {"cu_seqlens_k": torch.zeros(2)}, {"max_seqlen_q": 4}, {"max_seqlen_k": 4}])
 def test_arguments_of_later_versions_are_refused(later: dict[str, Any]) -> None:
     attn, _ = naive()
     with pytest.raises(errors.NotDeliveredError, match=next(iter(later))):
@@ -282,7 +283,7 @@ def test_source_build_and_description() -> None:
 
 
 def test_workspaces_are_allocated_with_padded_rows() -> None:
-    def plan_for(dtype: str, vectorized: bool) -> Plan:
+    def plan_for(dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
         args = (*fake_plans.tensors(), TensorArg("s", ("b", "h", "i", "j"), "float32", "workspace"))
         fields = fake_plans.fields_of(args, fake_plans.PARAMS)
         kernel = fake_plans.causal().kernels[0]
@@ -300,7 +301,7 @@ extern "C" void entry(const Params* p, int threads) {
 }"""
         kernel = kernel._replace(text=text, name="entry", fields=fields,
                                  tensors=tuple(t.name for t in args))
-        return Plan(None, "cpu", "forward", args, (kernel,), {}, {})
+        return Plan(None, "cpu", "forward", args, (kernel,), {}, {}), Captured()
 
     import ctypes
 

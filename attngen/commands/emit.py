@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.kind in LATER:
         raise NotDeliveredError(f"{args.kind} kernels are not available in this version of attngen",
                                 where="--kind", remedy="Leave --kind out for the forward kernels.")
-    plan = plan_for(spec, Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
-                                  schedule=tuple(sorted(schedule_of(args).items()))))
+    plan, _ = plan_for(spec, Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
+                                     schedule=tuple(sorted(schedule_of(args).items()))))
     kernels = [k for k in plan.kernels if args.kind in (plan.kind, k.kind)]
     if not kernels:
         raise UnknownNameError("kernel kind", args.kind,

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
           end="")
     if target.family != "cpu" and not args.no_compile:
         print()
-        _compiled(plan_for(spec, options).kernels, target.arch)
+        _compiled(plan_for(spec, options)[0].kernels, target.arch)
     return 0
 
 

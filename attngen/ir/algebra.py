@@ -19,7 +19,7 @@ _NEG_INF = float("-inf")
 def fold(n: Node) -> Node | None:
     """op(c₁, c₂, …) → its value (integers and conditions exactly, floats in float64)"""
     info = SCALAR_OPS.get(n.op)
-    if info is None or not n.args or not all(a.is_const for a in n.args):
+    if info is None or n.op == "gather" or not n.args or not all(a.is_const for a in n.args):
         return None
     if n.op == "cast":
         return const(n.args[0].attr("value"), n.dtype)

@@ -116,7 +116,7 @@ def _value(n: Node, args: list[Known], loop: str) -> Known:
     if n.op in ("add", "sub") and args[0] == float("-inf") and args[1] is None:
         return float("-inf")
     info = SCALAR_OPS.get(n.op)
-    if info is None or info.evaluate is None or any(a is None for a in args):
+    if info is None or info.evaluate is None or n.op == "gather" or any(a is None for a in args):
         return None
     with np.errstate(all="ignore"):
         result = float(np.asarray(info.evaluate(*(np.asarray(a) for a in args))).item())

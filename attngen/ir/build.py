@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from ..spec import AttentionSpec
+from .capture import Captures
 from .graph import Graph, Region
-from .node import Node, by_head, cast, const, contract, idx, interning, make, param, reduce, tensor
-from .stmt import Tensor
+from .node import (
+    Node,
+    by_head,
+    cast,
+    const,
+    contract,
+    gather,
+    idx,
+    interning,
+    make,
+    param,
+    reduce,
+    tensor,
+)
+from .stmt import Table, Tensor
 from .trace import trace
 
 
-def build_forward(spec: AttentionSpec, dtype: str) -> Graph:
+def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None) -> Graph:
     """The forward graph of ``spec`` for tensors of ``dtype``.
 
     s = scale·q·kᵀ, scores in order, −inf where not visible, p = softmax(s), o = p·v; ``lse`` is
-    the natural log-sum-exp of a row. Arithmetic is float32 (float64 for float64 tensors).
+    the natural log-sum-exp of a row. Arithmetic is float32 (float64 for float64 tensors). What
+    masks and scores read beside positions is put into ``captures``.
 
     Raises TraceError when a user's callable cannot be traced.
     """
     with interning():
-        return _build_forward(spec, dtype)
+        return _build_forward(spec, dtype, Captures() if captures is None else captures)
 
 
-def _build_forward(spec: AttentionSpec, dtype: str) -> Graph:
+def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph:
     compute = "float64" if dtype == "float64" else "float32"
     heads = tuple(spec.kv_head(h) for h in range(spec.heads))
     b, h = idx("b"), idx("h")
@@ -35,15 +50,18 @@ def _build_forward(spec: AttentionSpec, dtype: str) -> Graph:
     s = contract(q, k, "d", compute, origin="s")
     s = make("mul", s, const(spec.softmax_scale, compute), origin="scale")
     for name, score_mod in spec.score_mods():
-        s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute), compute)
+        s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute, captures), compute)
     mask = make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
     for name, mask_mod in spec.mask_mods():
-        mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool"))
+        mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures))
     s = make("where", make("visible", mask), s, const(float("-inf"), compute), origin="s")
 
     lse = reduce("lse", s, "j", origin="lse")
     p = make("exp", make("sub", s, make("finite_or_zero", lse)), origin="p")
     o = contract(cast(p, dtype), v, "j", compute, origin="o")
+    if spec.sinks:
+        captures.argument("sinks", compute, 1)
+        o, lse = _with_sink(o, lse, gather("sinks", (h,), compute))
 
     outputs = (Tensor("o", tuple("bhie"), dtype, "output"),
                Tensor("lse", tuple("bhi"), compute, "output"))
@@ -52,11 +70,23 @@ def _build_forward(spec: AttentionSpec, dtype: str) -> Graph:
               Tensor("v", tuple("bgje"), dtype, "input", heads))
     sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
              ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
-    return graph_of("forward", {outputs[0]: o, outputs[1]: lse}, inputs, sizes)
+    tables = tuple(Table(t.name, t.dtype, t.ndim) for t in captures.tables)
+    return graph_of("forward", {outputs[0]: o, outputs[1]: lse}, inputs, sizes, tables)
+
+
+def _with_sink(o: Node, lse: Node, sink: Node) -> tuple[Node, Node]:
+    """One more term in the softmax denominator of every row, which no value belongs to:
+    lse' = log(exp(lse) + exp(sink)), o' = o · exp(lse − lse')."""
+    top = make("max", lse, sink, origin="sink")
+    shift = make("finite_or_zero", top)
+    seen = make("exp", make("sub", lse, shift))
+    total = make("add", seen, make("exp", make("sub", sink, shift)), origin="sink")
+    scaled = make("mul", o, make("mul", seen, make("recip0", total)), origin="o")
+    return scaled, make("add", top, make("log", total), origin="lse")
 
 
 def graph_of(name: str, outputs: dict[Tensor, Node], inputs: tuple[Tensor, ...],
-             sizes: tuple[tuple[str, int], ...]) -> Graph:
+             sizes: tuple[tuple[str, int], ...], tables: tuple[Table, ...] = ()) -> Graph:
     """A math graph of one region. This is also the door for graphs built by hand."""
     region = Region(name, tuple(outputs.items()))
-    return Graph("math", (region,), (*inputs, *outputs), sizes)
+    return Graph("math", (region,), (*inputs, *outputs), sizes, tables)

@@ -40,17 +40,31 @@ class Number:
     spoken: str = ""
 
 
+# What kernels call their own arguments, now or in phases to come, and how they derive names.
+_RESERVED = frozenset("""
+    q k v o lse do dq dk dv delta sinks batch heads groups head_dim head_dim_v seqlen_q seqlen_k
+    q_offset kv_offset kv_len params
+    """.split())
+_DERIVED = ("_stride_", "_size_", "_ptr")
+
+
 class Captures:
     """The captured tensors and numbers of one graph, in order of first use.
 
     Names are ``spoken`` where that is a plain identifier, else ``table`` or ``number``; a number
-    is appended where several objects share one. ``reserved`` names are never given.
+    is appended where several objects share one, or the kernel has the name.
     """
 
-    def __init__(self, reserved: frozenset[str] = frozenset()) -> None:
-        self._reserved = reserved
-        self._tables: dict[int, Table] = {}
+    def __init__(self) -> None:
+        self._tables: dict[int | str, Table] = {}  # by identity, or name of an argument
         self._numbers: dict[int, Number] = {}
+
+    def argument(self, name: str, dtype: str, ndim: int) -> Table:
+        """The table of a tensor that every call gives by name."""
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = Table(name, dtype, ndim, None, name)
+        return table
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -90,9 +104,10 @@ class Captures:
         return param(known.name, (), known.dtype)
 
     def _name(self, spoken: str, fallback: str) -> str:
-        plain = spoken.isascii() and spoken.isidentifier() and len(spoken) <= 40
+        plain = spoken.isascii() and spoken.isidentifier() and len(spoken) <= 40 \
+            and not any(part in spoken for part in _DERIVED)
         base = spoken if plain else fallback
-        taken = self._reserved | {t.name for t in self.tables} | {n.name for n in self.numbers}
+        taken = _RESERVED | {t.name for t in self.tables} | {n.name for n in self.numbers}
         name, count = base, 2
         while name in taken:
             name, count = f"{base}_{count}", count + 1

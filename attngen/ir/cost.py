@@ -58,7 +58,7 @@ def predict(graph: Graph, extents: Mapping[str, int], params: Mapping[str, Any],
     """Cost of every kernel of a placed graph for given lengths.
 
     ``extents`` is the length of every axis letter; ``params`` are the run-time numbers, each a
-    number or an array over batch.
+    number or an array over batch, and the captured tensors.
     """
     return tuple(_Counter(k, extents, params).cost() for k in graph.tiles)
 
@@ -114,9 +114,12 @@ class _Counter:
         if n.op == "idx":
             array = np.arange(self.extents[n.attr("axis")])
             return array[:, None, None] if n.attr("axis") == "b" else array[:, None]
+        args = [self._evaluate(a) for a in n.args]
+        if n.op == "gather":
+            args.insert(0, np.asarray(self.params[n.attr("name")]))
         evaluate = SCALAR_OPS[n.op].evaluate
         assert evaluate is not None
-        return np.asarray(evaluate(*(self._evaluate(a) for a in n.args)))
+        return np.asarray(evaluate(*args))
 
     def _rows(self) -> Array:
         return np.minimum(self.kernel.schedule.block_m, self.extents[self.kernel.keep] - self.first)

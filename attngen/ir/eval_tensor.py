@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import VerifyError
 from .graph import Graph, Region
 from .node import AXES, Node, walk
-from .ops import SCALAR_OPS
+from .ops import SCALAR_OPS, element_of
 
 Array = np.ndarray[Any, Any]
 
@@ -80,6 +80,9 @@ class TensorInterpreter:
             return self._contract(args[0], args[1], n.attr("over"))
         if n.op in ("reduce", "stream_sum"):
             return self._reduce(n, args[0])
+        if n.op == "gather":
+            found = element_of(self.inputs[n.attr("name")], *args)
+            return np.asarray(found).reshape(found.shape or [1] * len(AXES))
         if n.op == "visible":
             return args[0]
         if n.op == "cast":

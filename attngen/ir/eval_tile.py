@@ -40,7 +40,7 @@ from .stmt import (
 )
 
 Array = np.ndarray[Any, Any]
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
 
 class TileInterpreter:
@@ -194,9 +194,11 @@ class TileInterpreter:
 
     def evaluate(self, n: Node, axes: tuple[str, ...]) -> Array:
         """An expression over the axes of a statement."""
-        if not n.args:
+        if not n.args and n.op != "gather":
             return self._leaf(n, axes)
         args = [self.evaluate(a, axes) for a in n.args]
+        if n.op == "gather":
+            args.insert(0, self.memory[n.attr("name")])
         if n.op == "cast":
             return round_to(args[0], n.dtype)
         evaluate = SCALAR_OPS[n.op].evaluate
@@ -268,7 +270,9 @@ def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[s
                     extents: Mapping[str, int], precision: Any = np.float64,
                     ) -> tuple[dict[str, Array], Counter[str]]:
     """Every output and workspace of a tiled or placed graph, and the counts of its kernels."""
-    memory = {name: np.asarray(a, precision) for name, a in inputs.items()}
+    tables = {t.name for t in graph.tables}
+    memory = {name: np.asarray(a, None if name in tables else precision)
+              for name, a in inputs.items()}
     sizes = {**dict(params), **{EXTENTS[a]: extents[a] for a in EXTENTS}}
     counts: Counter[str] = Counter()
     for t in graph.tensors:

@@ -14,7 +14,7 @@ import networkx as nx
 
 from ..errors import VerifyError
 from .node import Node, walk
-from .stmt import Kernel, Tensor, reads, statements, writes
+from .stmt import Kernel, Table, Tensor, reads, statements, writes
 
 STAGES = ("math", "fused", "tiled", "placed")
 
@@ -44,6 +44,7 @@ class Graph:
     kernels: tuple[Region | Kernel, ...]
     tensors: tuple[Tensor, ...]
     sizes: tuple[tuple[str, int], ...]
+    tables: tuple[Table, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """The device tensor called ``name``. Raises VerifyError when there is none."""
@@ -77,7 +78,7 @@ class Graph:
 
     def key(self) -> str:
         """Content hash; origins and notes do not count."""
-        parts: list[str] = [self.stage, repr(self.sizes)]
+        parts: list[str] = [self.stage, repr(self.sizes), repr(self.tables)]
         for kernel in self.kernels:
             parts.append(kernel.name)
             if isinstance(kernel, Region):

@@ -9,6 +9,7 @@ and still carry the loop axis get a second loop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import VerifyError
 from .bounds import EXTENTS, add_bounds, extent, hidden_is_neutral
@@ -34,7 +35,9 @@ from .stmt import (
     Store,
     Tensor,
     Value,
+    gathered,
     merge_maps,
+    statements,
     tile_axes,
 )
 from .stream import rescale_factor
@@ -56,15 +59,16 @@ def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: 
         with interning(*region.roots):
             kernel = _Lowering(region, graph, plan, keep, loop).kernel()
         kernels.append(drop_full_range(kernel))
-    return Graph("tiled", tuple(kernels), graph.tensors, graph.sizes)
+    return replace(graph, stage="tiled", kernels=tuple(kernels))
 
 
 class _Lowering:
     def __init__(self, region: Region, graph: Graph, schedule: Schedule, keep: str,
                  loop: str) -> None:
         self.region, self.graph, self.schedule = region, graph, schedule
-        self.reserved = {t.name for t in graph.tensors} | set(AXES) | set(EXTENTS.values()) | {
-            n.attr("name") for n in walk(*region.roots) if n.op == "param"}
+        self.reserved = {*(t.name for t in graph.tensors), *(t.name for t in graph.tables), *AXES,
+                         *EXTENTS.values(), *(n.attr("name") for n in walk(*region.roots)
+                                              if n.op == "param")}
         self.keep, self.loop = keep, loop
         self.values: dict[str, Value] = {}
         self.params: dict[str, Param] = {}
@@ -159,13 +163,16 @@ class _Lowering:
                 body.append(Loop(self.loop, "n_begin", "n_end", "n_full_begin", "n_full_end",
                                  tuple(merge_maps(self.bodies[number])), origin=self.loop))
         names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
+        tables = gathered(*(e for s in statements(tuple(body)) if isinstance(s, Map)
+                            for e in s.exprs))
         self._param(extent(self.keep))
         self._param(extent(self.loop))
         return Kernel(
             self.region.name, (Grid(self.keep, self.schedule.block_m), Grid("h", 1), Grid("b", 1)),
             self.keep, self.loop, tuple(self.graph.tensor(n) for n in names),
             tuple(sorted(self.params.values(), key=lambda p: (p.per_batch, p.name))),
-            tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes)
+            tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes,
+            tables=tuple(t for t in self.graph.tables if t.name in tables))
 
     def _loop_count(self) -> int:
         finished = [self.loops.level(n) for n in walk(*self.roots) if self.loops.over(n)]
@@ -315,7 +322,7 @@ class _Lowering:
         if n.op == "param":
             self._param(n)
             return n
-        if not n.args or n.op == "value":
+        if (not n.args and n.op != "gather") or n.op == "value":
             return n if n.op != "input" else self._ref(n)
         if OPS[n.op].group != "scalar" or (n.op == "where" and n.args[0].op == "visible"):
             return self._ref(n)

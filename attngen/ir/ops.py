@@ -42,6 +42,19 @@ def _finite_or_zero(x: Any) -> Any:
     return np.where(np.isneginf(x), np.zeros_like(x), x)
 
 
+def element_of(table: Any, *indices: Any) -> Any:
+    """The elements of ``table`` at broadcast index arrays, one per dimension; 0 outside."""
+    table = np.asarray(table)
+    indices = np.broadcast_arrays(*indices) if indices else ()
+    inside = np.ones(np.shape(indices[0]) if indices else (), bool)
+    for index, size in zip(indices, table.shape, strict=True):
+        inside &= (index >= 0) & (index < size)
+    if 0 in table.shape:
+        return np.zeros(inside.shape, table.dtype)
+    clipped = tuple(np.clip(x, 0, size - 1) for x, size in zip(indices, table.shape, strict=True))
+    return np.where(inside, table[clipped], np.zeros((), table.dtype))
+
+
 def _row(*args: Any, **kwargs: Any) -> tuple[str, OpInfo]:
     info = OpInfo(*args, **kwargs)
     return info.name, info
@@ -78,7 +91,7 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("or", 2, "bool", np.logical_or, commutative=True),
     _row("not", 1, "bool", np.logical_not),
     # element of a captured tensor; attrs: name. One operand per dimension, outside of it: 0
-    _row("gather", -1, "attr", cheap=False),
+    _row("gather", -1, "attr", element_of, cheap=False),
     # choice and type
     _row("where", 3, "same", np.where),
     _row("cast", 1, "attr"),

@@ -37,7 +37,7 @@ from .stmt import (
     writes,
 )
 
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 _PAD = {"mma": 16, "simt": 8, "cpu": 1}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from .bounds import EXTENTS
 from .graph import Region
 from .node import walk
 from .stmt import Schedule
@@ -68,6 +69,16 @@ _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move t
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
+def _with_room(schedule: Schedule, widest: int) -> Schedule:
+    """Reading captured tensors at positions takes registers for their addresses: a thread has half
+    as many rows then, or columns."""
+    if schedule.engine == "simt":
+        return replace(schedule, warps=schedule.block_m // 8,
+                       block_n=32 if widest <= 128 else 16)
+    return replace(schedule, warps=schedule.block_m // 16,
+                   block_n=min(schedule.block_n, 64 if widest <= 128 else 32))
+
+
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
            vector_bytes: int = 16) -> Schedule:
     """The first legal schedule of the engine's table for what the region computes."""
@@ -77,7 +88,10 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
+    reads = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
     for widest, least, schedule in table:
+        if reads:
+            schedule = _with_room(schedule, widest)
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
         if max(head_dim, head_dim_v) <= widest and limits.shared_per_sm >= least \

@@ -54,6 +54,8 @@ def formula(n: Node) -> str:
     parts = [formula(a) for a in n.args]
     if n.op in _INFIX:
         return _infix(n, parts, [a.op in _INFIX for a in n.args])
+    if n.op == "gather":
+        return f"{n.attr('name')}[{', '.join(parts)}]"
     extra = [f"{k}={v}" for k, v in n.attrs if k not in ("map",)]
     if n.op == "cast":
         extra = [n.dtype]
@@ -93,6 +95,8 @@ def region_text(region: Region, origins: bool = True) -> str:
         parts = [text(a) for a in n.args]
         if n.op in _INFIX:
             return _infix(n, parts, [a.op in _INFIX and a.key not in names for a in n.args])
+        if n.op == "gather":
+            return f"{n.attr('name')}[{', '.join(parts)}]"
         extra = [n.dtype] if n.op == "cast" else [f"{k}={_short(v)}" for k, v in n.attrs]
         return f"{n.op}({', '.join([*parts, *extra])})"
 
@@ -121,6 +125,7 @@ def kernel_text(kernel: Kernel, origins: bool = True) -> str:
              f"warps={s.warps} stages={s.stages} vector_bytes={s.vector_bytes} "
              f"min_blocks={s.min_blocks} shared={kernel.shared_bytes} "
              f"registers~{kernel.registers}"]
+    lines += [f"  table {t.name}[{t.ndim}-D] {t.dtype}" for t in kernel.tables]
     lines += [f"  tensor {t.name}[{' '.join(t.axes)}] {t.dtype} {t.role}"
               + (f" by_head={t.by_head}" if t.by_head else "") for t in kernel.tensors]
     lines += [f"  param {p.name} {p.dtype}{' per batch' if p.per_batch else ''}"

@@ -45,8 +45,18 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A captured tensor: elements are read by position, in expressions (``gather``). Its lengths
+    and strides are run-time numbers."""
+
+    name: str
+    dtype: str
+    ndim: int
+
+
+@dataclass(frozen=True)
 class Param:
-    """A run-time int32; with ``per_batch`` it may be one per batch entry."""
+    """A run-time number; with ``per_batch`` it is an int32 that may differ per batch entry."""
 
     name: str
     per_batch: bool
@@ -235,6 +245,7 @@ class Kernel:
     shared_bytes: int = 0
     registers: int = 0  # estimate per thread
     stage: str = "tiled"
+    tables: tuple[Table, ...] = ()
 
     def value(self, name: str) -> Value:
         """The value called ``name``. Raises KeyError."""
@@ -253,6 +264,11 @@ class Kernel:
     def size(self, name: str) -> int:
         """A compile-time size. Raises KeyError."""
         return dict(self.sizes)[name]
+
+
+def gathered(*roots: Node) -> tuple[str, ...]:
+    """Names of the captured tensors that expressions read, in order of first use."""
+    return tuple(dict.fromkeys(n.attr("name") for n in walk(*roots) if n.op == "gather"))
 
 
 def tile_axes(axes: tuple[str, ...], keep: str, loop: str) -> tuple[str, ...]:

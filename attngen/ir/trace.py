@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TraceError
+from .capture import Captures
 from .node import Node, cast, const, make, walk
 from .ops import FLOATS, OPS
 
@@ -210,7 +211,8 @@ def _logic(op: str, a: Any, b: Any) -> Scalar:
     return _apply(op, a, b)
 
 
-def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, result: str) -> Node:
+def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, result: str,
+          captures: Captures | None = None) -> Node:
     """The node ``function(*args)`` computes; ``result`` is "bool" or the score's type.
 
     Raises TraceError, naming the function and its line, for what cannot be traced and for a

@@ -11,6 +11,7 @@ from .eval_tensor import interpret_tensors
 from .eval_tile import interpret_tiles
 from .graph import Graph
 from .node import AXES, walk
+from .ops import FLOATS
 
 Array = np.ndarray[Any, Any]
 
@@ -24,6 +25,10 @@ def small_problem(graph: Graph, seed: int = 0, seqlen_q: int = 37, seqlen_k: int
                "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
     inputs = {t.name: rng.normal(size=[extents[a] for a in t.axes])
               for t in graph.tensors if t.role == "input"}
+    for table in graph.tables:
+        values = rng.normal(size=[29] * table.ndim) * 3
+        inputs[table.name] = values if table.dtype in FLOATS else values.astype(
+            bool if table.dtype == "bool" else np.int64)
     params = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k,
               "q_offset": np.array([seqlen_k - seqlen_q, 5]), "kv_offset": np.array([0, -3]),
               "kv_len": np.array([seqlen_k, max(seqlen_k - 9, 0)])}

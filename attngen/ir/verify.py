@@ -14,7 +14,7 @@ from .graph import STAGES, Graph, Region, launch_network, region_network
 from .node import AXES, Node, walk
 from .ops import FLOATS, OPS
 from .stmt import Kernel
-from .verify_tiles import check_kernel
+from .verify_tiles import STORED, check_gather, check_kernel
 
 SIZES = ("heads", "groups", "head_dim", "head_dim_v")
 _ADMITTED = {
@@ -36,6 +36,7 @@ def verify(graph: Graph) -> Graph:
                               f"{type(item).__name__}s")
     check_sizes(graph)
     check_tensors(graph)
+    check_tables(graph)
     if graph.stage in ("math", "fused"):
         for region in graph.regions:
             check_region(graph, region)
@@ -104,6 +105,17 @@ def check_tensors(graph: Graph) -> None:
             raise VerifyError(f"tensor {t.name} ({t.role}) is written by {writers} kernels")
 
 
+def check_tables(graph: Graph) -> None:
+    """Captured tensors have names of their own, a storage type and at least no dimension less."""
+    taken = {t.name for t in graph.tensors}
+    for t in graph.tables:
+        if not t.name.isidentifier() or not t.name.isascii() or t.name in taken:
+            raise VerifyError(f"captured tensor {t.name!r}: not a name, or one that is taken")
+        if t.dtype not in STORED or t.ndim < 0:
+            raise VerifyError(f"captured tensor {t.name}: no {t.ndim}-D tables of {t.dtype}")
+        taken.add(t.name)
+
+
 def check_region(graph: Graph, region: Region) -> None:
     """Operand edges are acyclic; ops, axes and types fit the stage; outputs fit their tensors."""
     if not nx.is_directed_acyclic_graph(region_network(region)):
@@ -122,7 +134,9 @@ def check_node(graph: Graph, node: Node) -> None:
     if info is None or info.group not in _ADMITTED[graph.stage] or node.op in (
             "value", "first", "last"):
         raise VerifyError(f"{node.op} does not belong in a {graph.stage} graph")
-    if len(node.args) != info.arity:
+    if node.op == "gather":
+        check_gather(graph.tables, node)
+    elif len(node.args) != info.arity:
         raise VerifyError(f"{node.op} takes {info.arity} operands, has {len(node.args)}")
     if node.op in _STREAMING and graph.stage == "math":
         raise VerifyError(f"{node.op} before fusion ({node.origin})")

@@ -24,7 +24,7 @@ from .stmt import (
 )
 from .sync import sync_problem
 
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "bool": 1}
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
 
 # What a space holds: nothing but a number, one number a row or a column, a tile of the kernel's
 # rows, or any tile.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import VerifyError
 from .bounds import EXTENTS
 from .graph import Graph
-from .node import walk
+from .node import Node, walk
 from .ops import OPS
 from .stmt import (
     Barrier,
@@ -22,7 +22,9 @@ from .stmt import (
     Reduce,
     Stmt,
     Store,
+    Table,
     Wait,
+    gathered,
     reads,
     statements,
     tile_axes,
@@ -32,6 +34,11 @@ from .verify_placed import BYTES, check_placement
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)
 _PAD = {"mma": 16, "simt": 8, "cpu": 1}
+# What a captured tensor may be stored as, and read as.
+STORED = {"bool": ("bool",), "uint8": ("int32",), "int8": ("int32",), "int16": ("int32",),
+          "int32": ("int32",), "int64": ("int64",), "float16": ("float32", "float64"),
+          "bfloat16": ("float32", "float64"), "float32": ("float32", "float64"),
+          "float64": ("float32", "float64")}
 
 
 def check_kernel(graph: Graph, kernel: Kernel) -> None:
@@ -44,6 +51,7 @@ def check_kernel(graph: Graph, kernel: Kernel) -> None:
     check_schedule(kernel)
     check_grid(kernel)
     check_params(kernel)
+    check_tables(kernel)
     check_values(kernel)
     check_flow(kernel)
     for stmt in statements(kernel.body):
@@ -96,6 +104,30 @@ def check_tensor_uses(graph: Graph, kernel: Kernel) -> None:
             raise VerifyError(f"{type(s).__name__} of the {role} {s.tensor}")
 
 
+def check_tables(kernel: Kernel) -> None:
+    """The kernel's captured tensors are those its expressions read, each read as it may be."""
+    exprs = [e for s in statements(kernel.body) if isinstance(s, Map) for e in s.exprs]
+    for n in walk(*exprs):
+        if n.op == "gather":
+            check_gather(kernel.tables, n)
+    used, have = set(gathered(*exprs)), [t.name for t in kernel.tables]
+    if used != set(have) or len(used) != len(have):
+        raise VerifyError(f"kernel {kernel.name} reads tables {sorted(used)}, declares {have}")
+
+
+def check_gather(tables: tuple[Table, ...], n: Node) -> None:
+    """A gather names a table, has an index for each of its dimensions and a type it is read as."""
+    found = [t for t in tables if t.name == n.attr("name")]
+    if not found:
+        raise VerifyError(f"gather of {n.attr('name')!r}, which is no captured tensor")
+    t = found[0]
+    if len(n.args) != t.ndim or any(a.dtype not in ("int32", "int64") for a in n.args):
+        raise VerifyError(f"gather of {t.name}, which has {t.ndim} dimensions, at "
+                          f"{[a.dtype for a in n.args]}")
+    if n.dtype not in STORED[t.dtype]:
+        raise VerifyError(f"gather of {t.name}: {t.dtype} is not read as {n.dtype}")
+
+
 def check_params(kernel: Kernel) -> None:
     """Exactly the run-time numbers the expressions use, and the two lengths."""
     used = {n.attr("name"): "b" in n.axes for s in statements(kernel.body)
@@ -104,8 +136,14 @@ def check_params(kernel: Kernel) -> None:
     have = {p.name: p.per_batch for p in kernel.params}
     if used != have or len(have) != len(kernel.params):
         raise VerifyError(f"kernel {kernel.name} uses parameters {used}, declares {have}")
-    if any(p.dtype != "int32" or not p.name.isidentifier() for p in kernel.params):
-        raise VerifyError(f"kernel {kernel.name}: parameters are int32 identifiers")
+    if any(p.dtype not in (("int32",) if p.per_batch else ("int32", "float32", "float64"))
+           or not p.name.isidentifier() for p in kernel.params):
+        raise VerifyError(f"kernel {kernel.name}: parameters are int32 identifiers, or floats that "
+                          "are one for the whole batch")
+    typed = {(n.attr("name"), n.dtype) for s in statements(kernel.body) if isinstance(s, Map)
+             for n in walk(*s.exprs) if n.op == "param"}
+    if typed - {(p.name, p.dtype) for p in kernel.params}:
+        raise VerifyError(f"kernel {kernel.name} uses parameters {sorted(typed)} of other types")
 
 
 def _expected(kernel: Kernel, axis: str) -> int:

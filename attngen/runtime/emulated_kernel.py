@@ -18,7 +18,8 @@ class EmulatedKernel:
     def __init__(self, plan: KernelPlan, tensors: Iterable[TensorArg]) -> None:
         self.plan = plan
         self.counters: Any = None
-        self._writable = {t.name: t.role != "input" for t in tensors if t.name in plan.tensors}
+        self._writable = {t.name: t.role in ("output", "workspace") for t in tensors
+                          if t.name in plan.tensors}
         self._program: Any = None
 
     def build(self) -> Any:
@@ -34,12 +35,12 @@ class EmulatedKernel:
         from . import emulator
 
         regions = [emulator.Region(name, call.buffers[name].ptr, call.buffers[name].nbytes, writes)
-                   for name, writes in self._writable.items()]
+                   for name, writes in self._writable.items() if call.buffers[name].ptr]
         for param in self.plan.params:
             address = call.params.get(f"{param.name}_ptr", 0)
             if address:
                 size = call.sizes["batch"] * ITEMSIZE[param.dtype]
-                regions.append(emulator.Region(f"{param.name}_ptr", address, size, False))
+                regions.append(emulator.Region(f"{param.name}_ptr", int(address), size, False))
         self.counters = self.build().launch(
             self.plan.name, grid, self.plan.threads, self.plan.shared_bytes, packed, regions,
             seed=knobs.seed())

@@ -19,12 +19,14 @@ _SUFFIX = {"cuda": "cu", "cpp": "cpp"}
 
 
 class Buffer(NamedTuple):
-    """Memory of one tensor: address, strides in elements in the order of the plan's axes, and the
-    bytes from the address to the last element's end (needed by the emulator only)."""
+    """Memory of one tensor: address, strides in elements in the order of the plan's axes, the
+    bytes from the address to the last element's end (needed by the emulator only), and the lengths
+    of a captured tensor."""
 
     ptr: int
     strides: tuple[int, ...]
     nbytes: int = 0
+    lengths: tuple[int, ...] = ()
 
 
 class Call(NamedTuple):
@@ -32,7 +34,7 @@ class Call(NamedTuple):
 
     buffers: Mapping[str, Buffer]
     sizes: Mapping[str, int]
-    params: Mapping[str, int]
+    params: Mapping[str, int | float]
     stream: Any
     threads: int
 
@@ -87,7 +89,7 @@ class Executable:
         return tuple(k.counters for k in self.kernels() if k.counters is not None)
 
     def run(self, buffers: Mapping[str, Buffer], sizes: Mapping[str, int],
-            params: Mapping[str, int], *, stream: Any = None, threads: int = 1) -> None:
+            params: Mapping[str, int | float], *, stream: Any = None, threads: int = 1) -> None:
         """Launch the kernels in order.
 
         ``buffers`` by tensor name; ``sizes`` by the names of ``plan.SIZE_OF``; ``params`` by field

@@ -35,7 +35,8 @@ class Packer:
         self._nulls = {f"{p.name}_ptr": 0 for p in params if p.per_batch}
         names = (*(p.name for p in params), *self._nulls)
         row = [*_SIZES, *names, *chain.from_iterable(
-            (t.name, *(f"{t.name}_stride_{axis}" for axis in t.axes)) for t in used)]
+            (t.name, *(f"{t.name}_stride_{axis}" for axis in t.axes),
+             *(f"{t.name}_size_{axis}" for axis in t.axes if t.role == "table")) for t in used)]
         unknown = [f.name for f in kernel.fields if f.name not in row]
         if unknown:
             raise LaunchError(f"kernel {kernel.name} wants arguments nobody provides",
@@ -49,7 +50,7 @@ class Packer:
         self._pick = _picker([row.index(f.name) for f in kernel.fields])
 
     def pack(self, buffers: Mapping[str, Buffer], sizes: Mapping[str, int],
-             params: Mapping[str, int]) -> bytes:
+             params: Mapping[str, int | float]) -> bytes:
         """The bytes of ``Params``. Raises ShapeError for a number its field cannot hold and
         LaunchError for a missing one."""
         try:
@@ -57,12 +58,15 @@ class Packer:
             for buffer in self._pick_buffers(buffers):
                 row.append(buffer[0])
                 row += buffer[1]
+                row += buffer[3]
         except KeyError as missing:
             raise LaunchError(f"kernel {self.kernel.name} was given no value for {missing}"
                               ) from None
         if len(row) != self._width:
-            raise LaunchError(f"kernel {self.kernel.name} was given {len(row)} numbers, expected "
-                              f"{self._width}", remedy="A buffer has one stride per axis.")
+            raise LaunchError(
+                f"kernel {self.kernel.name} was given {len(row)} numbers, expected {self._width}",
+                remedy="A buffer has one stride per axis, and as many lengths if it is a captured "
+                       "tensor's.")
         values = self._pick(row)
         try:
             return self._struct.pack(*values)

@@ -16,19 +16,19 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-Role = Literal["input", "output", "workspace"]
+Role = Literal["input", "output", "workspace", "table"]
 Ctype = Literal["pointer", "int64", "int32", "float32", "float64"]
 Language = Literal["cuda", "cpp"]
 
-SCHEMA = 2
+SCHEMA = 3
 
 SIZE_OF: dict[str, str] = {
     "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k",
     "d": "head_dim", "e": "head_dim_v",
 }
 ITEMSIZE: dict[str, int] = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1,
-    "uint8": 1, "bool": 1,
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
+    "int8": 1, "uint8": 1, "bool": 1,
 }
 
 _CODE: dict[str, str] = {"pointer": "Q", "int64": "q", "int32": "i", "float32": "f", "float64": "d"}
@@ -36,7 +36,8 @@ _WIDTH: dict[str, int] = {"pointer": 8, "int64": 8, "int32": 4, "float32": 4, "f
 
 
 class TensorArg(NamedTuple):
-    """A tensor the kernels read or write; its strides are given in the order of ``axes``."""
+    """A tensor the kernels read or write; its strides are given in the order of ``axes``. Axes of a
+    captured tensor (role "table") are numbered, and its lengths are arguments too."""
 
     name: str
     axes: tuple[str, ...]
@@ -49,7 +50,7 @@ class ParamArg(NamedTuple):
     ``name``, used while the field ``name_ptr`` is null) or a device pointer to int32 [batch]."""
 
     name: str
-    dtype: Literal["int32", "float32"]
+    dtype: Literal["int32", "float32", "float64"]
     per_batch: bool = False
 
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from .. import knobs
 from . import operands
+from .captured import Captured
 from .launch import Buffer, Executable
 from .operands import Heads
 from .plan import ITEMSIZE, SIZE_OF, Plan, TensorArg
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NOTHING = Captured()
 
 # Below this many multiply-adds, waking a second thread costs more than it saves (25 us against
 # about as long of work).
@@ -21,21 +24,26 @@ _WORTH_THREADS = 400_000
 class Variant:
     """The kernels for one dtype and alignment, called with checked tensors."""
 
-    def __init__(self, plan: Plan, fixed: Heads, *, emulate: bool) -> None:
+    def __init__(self, plan: Plan, fixed: Heads, *, emulate: bool,
+                 captured: Captured = _NOTHING) -> None:
         import torch
 
         self.executable = Executable(plan, emulate=emulate)
         self._torch = torch
         self._fixed = fixed
+        self.captured = captured
+        self.captures = bool(captured.tensors or captured.numbers)
         self._emulate = emulate
         self._on_host = emulate or plan.target == "cpu"
         self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
         self._workspaces = tuple(t for t in plan.tensors if t.role == "workspace")
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, batch: int, seqlen_q: int, seqlen_k: int,
-            params: dict[str, int]) -> tuple[Tensor, Tensor]:
+            params: dict[str, int | float],
+            tables: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(o, lse) for operands that ``operands.check_tensors`` accepted. ``params`` holds
-        q_offset, kv_offset and kv_len, or their ``_ptr``."""
+        q_offset, kv_offset and kv_len, or their ``_ptr``, and captured numbers; ``tables`` the
+        captured tensors."""
         heads, groups, head_dim, head_dim_v = self._fixed
         sizes = {"batch": batch, "heads": heads, "groups": groups, "seqlen_q": seqlen_q,
                  "seqlen_k": seqlen_k, "head_dim": head_dim, "head_dim_v": head_dim_v}
@@ -53,6 +61,8 @@ class Variant:
                        for name, t in tensors.items()}
         else:
             buffers = {name: Buffer(t.data_ptr(), t.stride()) for name, t in tensors.items()}
+        for name, t in (tables or {}).items():
+            buffers[name] = Buffer(t.data_ptr(), t.stride(), operands.span_bytes(t), tuple(t.shape))
         if self._on_host:
             work = batch * heads * seqlen_q * seqlen_k * (head_dim + head_dim_v)
             threads = 1 if work < _WORTH_THREADS else \

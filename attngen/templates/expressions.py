@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from ..errors import VerifyError
 from ..ir.node import Node
+from .abi import size_name, table_stride_name
+from .names import c_name
 
-_SUFFIX = {"float32": "f32", "float64": "f64", "int32": "i32"}
+_SUFFIX = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
 
 # Binary operators with their C precedence (larger binds tighter).
 _INFIX: dict[str, tuple[str, int]] = {
@@ -25,7 +27,8 @@ _ATOM, _UNARY, _CHOICE = 16, 14, 3
 # Functions provided by every target's device layer, named by operand type.
 _FUNCTIONS = {"exp", "exp2", "log", "log2", "tanh", "sqrt", "sigmoid", "recip0", "finite_or_zero",
               "min", "max", "abs", "floordiv", "mod"}
-_C_TYPES = {"float32": "float", "float64": "double", "int32": "int", "bool": "bool"}
+_C_TYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "i64",
+            "bool": "bool"}
 
 
 def c_type(dtype: str) -> str:
@@ -69,7 +72,7 @@ def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
     op = node.op
     if op == "const":
         return c_number(node.attr("value"), node.dtype), _ATOM
-    if not node.args:
+    if not node.args and op != "gather":
         return leaf(node), _ATOM
     parts = [_print(a, leaf) for a in node.args]
     if op in _INFIX:
@@ -84,10 +87,19 @@ def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
         return f"{test} ? {yes} : {no}", _CHOICE
     if op == "cast":
         return f"({c_type(node.dtype)})({parts[0][0]})", _UNARY
+    if op == "gather":
+        return _gather(node, [p[0] for p in parts]), _ATOM
     if op in _FUNCTIONS:
         suffix = _SUFFIX[node.args[0].dtype]
         return f"{op}_{suffix}({', '.join(p[0] for p in parts)})", _ATOM
     raise VerifyError(f"no C text for op {op!r}: add it to templates/expressions.py")
+
+
+def _gather(node: Node, indices: list[str]) -> str:
+    table = node.attr("name")
+    triples = [f"{index}, params.{size_name(table, n)}, params.{table_stride_name(table, n)}"
+               for n, index in enumerate(indices)]
+    return f"gather<{c_type(node.dtype)}>({', '.join([f'params.{c_name(table)}', *triples])})"
 
 
 def _wrap(part: tuple[str, int], rank: int) -> str:

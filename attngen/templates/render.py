@@ -52,6 +52,8 @@ def render_cuda(kernel: Kernel, target: str) -> RenderedKernel:
 
 def _files(kernel: Kernel) -> tuple[str, ...]:
     files = ["thread", "convert", "global", "math", "ops"]
+    if kernel.tables:
+        files.append("table")
     if any(v.space == "shared" for v in kernel.values):
         files += ["shared", "async_copy"]
     if kernel.schedule.engine == "mma":

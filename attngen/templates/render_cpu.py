@@ -33,14 +33,16 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
     if set(tile) != {kernel.keep, "h", "b"} or tile["h"] != 1 or tile["b"] != 1:
         raise VerifyError(f"{kernel.name}: the grid of a CPU kernel is {kernel.keep}, h and b")
     view = view_cpu(kernel)
-    text = device_layer() + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
+    layer = device_layer(tables=bool(kernel.tables))
+    text = layer + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
     x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
     return RenderedKernel(view.entry, text, cpu_fields(kernel), (x, y, z), 1, 0)
 
 
 @cache
-def device_layer() -> str:
-    """The text every CPU kernel starts with."""
+def device_layer(tables: bool = False) -> str:
+    """The text every CPU kernel starts with; one file more for those that read captured tensors."""
+    layer = (*_LAYER, "table") if tables else _LAYER
     folder = Path(__file__).parent / "device" / "cpu"
-    parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in _LAYER]
+    parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in layer]
     return "\n".join([BEGIN, *parts, END]) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import VerifyError
-from ..ir.stmt import Tensor, Value
+from ..ir.stmt import Table, Tensor, Value
 from .abi import stride_name
 from .code import Code, comment
 from .geometry import TILE, Geometry
@@ -14,6 +14,17 @@ from .statements import Line
 
 ELEMENT = {"bfloat16": "bf16_t", "float16": "f16_t", "float32": "float", "int32": "int"}
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
+
+
+# Captured tensors are stored in more types than kernels compute in.
+TABLE_ELEMENT = {**ELEMENT, "float64": "double", "int64": "i64", "int16": "short",
+                 "int8": "signed char", "uint8": "unsigned char", "bool": "unsigned char"}
+
+
+def table_field(table: Table) -> Line:
+    """The member of ``Params`` that points to a captured tensor."""
+    return Line(Code(f"const {TABLE_ELEMENT[table.dtype]}* {c_name(table.name)};"),
+                comment(f"captured, {table.ndim}-D"))
 
 
 @dataclass(frozen=True)

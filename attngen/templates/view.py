@@ -21,6 +21,7 @@ from .storage import (
     TensorView,
     by_head_divisor,
     copy_source,
+    table_field,
     tensor_view,
 )
 
@@ -181,16 +182,19 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...],
 
 def _fields(kernel: Kernel) -> tuple[Line, ...]:
     elements = {c_name(t.name): t for t in kernel.tensors}
+    tables = {c_name(t.name): t for t in kernel.tables}
     lines = []
     for name, kind in params_fields(kernel):
-        if kind == "pointer":
+        if table := tables.get(Code(name)):
+            lines.append(table_field(table))
+        elif kind == "pointer":
             tensor = elements.get(Code(name))
             const = "const " if tensor is None or tensor.role == "input" else ""
             element = ELEMENT[tensor.dtype] if tensor else "int"
             note = f"[{' '.join(tensor.axes)}]" if tensor else "one per batch entry, or null"
             lines.append(Line(Code(f"{const}{element}* {name};"), comment(note)))
         else:
-            text = {"int64": "i64", "int32": "int", "float32": "float"}[kind]
+            text = {"int64": "i64", "float64": "double", "int32": "int", "float32": "float"}[kind]
             lines.append(Line(Code(f"{text} {name};"), Code("")))
     return tuple(lines)
 

@@ -15,10 +15,10 @@ from .expressions import c_type
 from .geometry import SIZE
 from .names import c_name, entry_name
 from .statements import StatementView
-from .storage import by_head_divisor
+from .storage import by_head_divisor, table_field
 from .view import Constant, HeadTable, Line
 
-BYTES = {"float64": 8, "float32": 4, "int32": 4, "bool": 1}
+BYTES = {"float64": 8, "float32": 4, "int32": 4, "int64": 8, "bool": 1}
 # Local arrays live on the stack of the thread: a thread has 8 MiB by default, and the calling
 # thread's own frames need some of it.
 STACK_BYTES = 2 * 1024 * 1024
@@ -155,10 +155,15 @@ def _tensor(tensor: Tensor, head: str) -> Line:
 
 def _fields(kernel: Kernel) -> tuple[Line, ...]:
     tensors = {c_name(t.name): t for t in kernel.tensors}
+    tables = {c_name(t.name): t for t in kernel.tables}
     lines = []
     for name, kind in cpu_fields(kernel):
+        if table := tables.get(Code(name)):
+            lines.append(table_field(table))
+            continue
         if kind != "pointer":
-            text = {"int64": "int64_t", "int32": "int", "float32": "float"}[kind]
+            text = {"int64": "int64_t", "float64": "double", "int32": "int",
+                    "float32": "float"}[kind]
             lines.append(Line(Code(f"{text} {name};"), Code("")))
             continue
         tensor = tensors.get(Code(name))

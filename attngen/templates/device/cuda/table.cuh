@@ -1,0 +1,17 @@
+// Elements of captured tensors, by position. A position outside the tensor gives 0: what a score
+// or a mask reads need not be as long as the sequence. Compositions only. Needs global.cuh and
+// convert.cuh.
+
+// What arithmetic takes of a stored element.
+template <typename T> DEVICE_FN T plain(T x) { return x; }
+DEVICE_FN float plain(bf16_t x) { return to_float(x); }
+DEVICE_FN float plain(f16_t x) { return to_float(x); }
+
+// gather<R>(table, index, size, stride, ...): one triple per dimension, from the first on.
+template <typename R, typename T> DEVICE_FN R gather(const T* table) {
+    return static_cast<R>(plain(load_global(table)));
+}
+template <typename R, typename T, typename I, typename... Rest>
+DEVICE_FN R gather(const T* table, I index, int size, i64 stride, Rest... rest) {
+    return index >= 0 && index < size ? gather<R>(table + index * stride, rest...) : R(0);
+}
