@@ -12,7 +12,7 @@ from .combined import Mask
 from .errors import PatternError
 from .functions import take, take_broadcast
 from .patterns import is_tensor, whole
-from .tables import BOOL, INTEGERS, as_table, check_size, wholes
+from .tables import BOOL, INTEGERS, as_table, check_size, made, wholes
 
 FEW = 8  # so many comparisons cost no more than reading a table
 
@@ -58,7 +58,7 @@ def _marks(positions: tuple[int, ...]) -> Any:
 
     marks = torch.zeros(positions[-1] + 1, dtype=torch.bool)
     marks[list(positions)] = True
-    return marks
+    return made(marks)
 
 
 class document(Mask):
@@ -147,8 +147,8 @@ def _intervals(parents: tuple[int, ...], device: Any) -> tuple[Any, Any]:
     if 0 in first:
         raise PatternError(f"tree: token {first.index(0)} is its own ancestor, or below one that "
                            "is", remedy="Every token must lead to a root, whose parent is -1.")
-    return (torch.tensor(first, dtype=torch.int32, device=device),
-            torch.tensor(last, dtype=torch.int32, device=device))
+    return (made(torch.tensor(first, dtype=torch.int32, device=device)),
+            made(torch.tensor(last, dtype=torch.int32, device=device)))
 
 
 class block_sparse(Mask):
@@ -215,7 +215,7 @@ class random_blocks(Mask):
         rank = np.where(seen, np.uint64(2**64 - 1), _mix(number)).argsort(1, kind="stable")
         picked = np.zeros((n, n), bool)
         np.put_along_axis(picked, rank[:, :self.num_blocks], True, 1)
-        return torch.from_numpy(seen | picked)
+        return made(torch.from_numpy(seen | picked))
 
     def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return take(self._layout, q_idx // self.block, kv_idx // self.block)

@@ -149,6 +149,13 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "data_ptr") and hasattr(value, "shape")
 
 
+def holds_tensor(value: Any) -> bool:
+    """Whether a pattern, or one inside it, reads a tensor: its own field or one it worked out."""
+    if isinstance(value, Pattern):
+        return any(holds_tensor(v) for v in vars(value).values())
+    return any(map(holds_tensor, value)) if isinstance(value, tuple) else is_tensor(value)
+
+
 def _shown(value: Any) -> str:
     if is_tensor(value):
         return f"<{str(value.dtype).removeprefix('torch.')} {list(value.shape)}>"

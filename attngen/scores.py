@@ -31,7 +31,7 @@ from .functions import (
 )
 from .patterns import is_tensor, whole
 from .scores_table import bias, relative_position_bias, swin_bias
-from .tables import FLOATS, as_table
+from .tables import FLOATS, as_table, made
 
 __all__ = ["ARGUMENTS", "NAMED", "Score", "ScoreMod", "activation", "alibi", "bias", "clamp", "exp",
            "exp2", "log", "maximum", "minimum", "per_head", "relative_position_bias", "sigmoid",
@@ -123,7 +123,7 @@ def _numbers(values: Any, pattern: str, argument: str) -> Any:
                            f"{values!r}")
     import torch
 
-    return torch.tensor([float(v) for v in listed], dtype=torch.float32)
+    return made(torch.tensor([float(v) for v in listed], dtype=torch.float32))
 
 
 class activation(Score):

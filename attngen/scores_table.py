@@ -12,7 +12,7 @@ from .errors import PatternError
 from .functions import minimum, take, take_broadcast, where
 from .masks_table import aligned
 from .patterns import whole
-from .tables import FLOATS, as_table, check_size, wholes
+from .tables import FLOATS, as_table, check_size, made, wholes
 
 
 class bias(Score):
@@ -101,7 +101,7 @@ def _buckets(count: int, far: int, device: Any) -> Any:
     large = exact + (torch.log(n.clamp(min=1).float() / exact) / math.log(far / exact)
                      * (count - exact)).to(torch.int64)
     bucket = torch.where(n < exact, n, large.clamp(max=count - 1))
-    return bucket.to(torch.int32).to(device)
+    return made(bucket.to(torch.int32).to(device))
 
 
 class swin_bias(Score):

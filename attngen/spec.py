@@ -174,7 +174,10 @@ class AttentionSpec:
         return cls.from_dict(data)
 
     def cache_key(self) -> str | None:
-        """Text equal for equal specs of named patterns; None when a callable is involved."""
+        """Text equal for equal specs of named patterns; None when a callable or a tensor is
+        involved, also one that a pattern works out from its arguments."""
+        if patterns.holds_tensor(self.mask) or patterns.holds_tensor(self.score):
+            return None
         try:
             return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         except SpecJsonError:

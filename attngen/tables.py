@@ -15,7 +15,7 @@ INT32 = (-2**31, 2**31 - 1)
 
 def as_table(value: Any, pattern: str, argument: str, dtypes: tuple[str, ...],
              ndim: tuple[int, ...]) -> Any:
-    """``value`` as a torch tensor: a tensor as it is, a sequence or numpy array converted.
+    """``value`` as a torch tensor: a tensor as it is, a sequence or numpy array copied.
 
     Raises PatternError for another dtype than ``dtypes`` or number of dimensions than ``ndim``.
     """
@@ -25,7 +25,7 @@ def as_table(value: Any, pattern: str, argument: str, dtypes: tuple[str, ...],
         import torch
 
         try:
-            value = torch.as_tensor(value)
+            value = made(torch.tensor(value))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PatternError(f"{pattern}: {argument} is no tensor: {error}") from None
     dtype = str(value.dtype).removeprefix("torch.")
@@ -36,6 +36,13 @@ def as_table(value: Any, pattern: str, argument: str, dtypes: tuple[str, ...],
         raise PatternError(f"{pattern}: {argument} of shape {list(value.shape)} has {value.ndim} "
                            f"dimensions, not {wanted}")
     return value
+
+
+def made(table: Any) -> Any:
+    """Marks a tensor as a pattern's own, which nobody else can move or change: a kernel on another
+    device reads a copy, kept in the mark."""
+    table.attngen_copies = {}
+    return table
 
 
 def check_size(found: int, wanted: int, what: str, of: str) -> None:

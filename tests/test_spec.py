@@ -128,11 +128,15 @@ def test_json_round_trip(group_size: int, groups: int, dim: int, causal: bool, m
                       causal=causal, window=(3, 1), mask=mask, score=score, scale=scale,
                       dtype=dtype)
     again = AttentionSpec.from_json(s.to_json())
-    assert again == s and again.cache_key() == s.cache_key()
+    assert again == s and hash(again) == hash(s) and again.cache_key() == s.cache_key()
 
 
 def test_cache_key_is_none_for_callables_and_differs_between_specs() -> None:
     assert spec(mask=lambda b, h, q, k: k <= q).cache_key() is None
+    for holds in (masks.tree([-1]), ~masks.random_blocks(2, 1), per_head(
+            [masks.causal()] * 7 + [masks.global_tokens(range(9))])):
+        assert spec(mask=holds).cache_key() is None and spec(mask=holds).to_json()
+    assert spec(score=[scores.alibi(slopes=[1] * 8)]).cache_key() is None
     keys = {spec(**f).cache_key() for f in (
         {}, {"causal": True}, {"groups": 2}, {"scale": 0.5}, {"dtype": "float16"},
         {"mask": masks.causal()}, {"score": scores.softcap(30)}, {"window": (1, 1)})}
