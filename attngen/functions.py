@@ -70,7 +70,10 @@ def take(table: Any, *indices: Any) -> Any:
     for position, size in zip(positions, table.shape, strict=True):
         inside &= (position >= 0) & (position < size)
     found = table.to(device)[tuple(torch.where(inside, p, 0) for p in positions)]
-    return torch.where(inside, found, torch.zeros((), dtype=table.dtype, device=device))
+    if found.is_floating_point():
+        # As exact as index arithmetic is here, which yields torch's default dtype.
+        found = found.to(torch.promote_types(found.dtype, torch.get_default_dtype()))
+    return torch.where(inside, found, torch.zeros((), dtype=found.dtype, device=device))
 
 
 def take_broadcast(table: Any, *indices: Any) -> Any:
