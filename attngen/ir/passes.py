@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .algebra import FOLD, REBASE
 from .graph import Graph, Region
+from .logic import normal_form
 from .node import interning
 from .rewrite import Rule, rewrite
 from .show import diff, graph_text
@@ -43,11 +44,11 @@ def _rewritten(graph: Graph, rules: tuple[Rule, ...]) -> Graph:
 
 
 def canonicalise(graph: Graph) -> Graph:
-    """Fold constants, drop identities, turn negated comparisons round.
+    """Fold constants, drop identities, turn negated comparisons round, masks in normal form.
 
-        (x·2)·3 + 0   →   x·6;      ~(k > q)   →   k <= q
+        (x·2)·3 + 0   →   x·6;      ~(k > q)   →   k <= q;      (a ∧ b) ∨ (a ∧ c)   →   a ∧ (b ∨ c)
     """
-    return _rewritten(graph, FOLD)
+    return _rewritten(graph, (*FOLD, normal_form))
 
 
 def rebase(graph: Graph) -> Graph:
