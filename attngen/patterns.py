@@ -9,7 +9,7 @@ expression, and evaluated by the oracle on broadcast index tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 from .errors import PatternError, SpecJsonError, UnknownNameError
@@ -149,11 +149,17 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "data_ptr") and hasattr(value, "shape")
 
 
-def holds_tensor(value: Any) -> bool:
-    """Whether a pattern, or one inside it, reads a tensor: its own field or one it worked out."""
+def tensors_of(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The tensors that a pattern and those inside it read, each with the name of its field; tables
+    worked out from the fields too."""
     if isinstance(value, Pattern):
-        return any(holds_tensor(v) for v in vars(value).values())
-    return any(map(holds_tensor, value)) if isinstance(value, tuple) else is_tensor(value)
+        for field, inside in vars(value).items():
+            yield from tensors_of(inside, field.removeprefix("_"))
+    elif isinstance(value, tuple):
+        for inside in value:
+            yield from tensors_of(inside, name)
+    elif is_tensor(value):
+        yield name, value
 
 
 def _shown(value: Any) -> str:

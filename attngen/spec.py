@@ -176,7 +176,7 @@ class AttentionSpec:
     def cache_key(self) -> str | None:
         """Text equal for equal specs of named patterns; None when a callable or a tensor is
         involved, also one that a pattern works out from its arguments."""
-        if patterns.holds_tensor(self.mask) or patterns.holds_tensor(self.score):
+        if next(patterns.tensors_of((self.mask, self.score)), None) is not None:
             return None
         try:
             return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

@@ -87,6 +87,8 @@ def test_patterns_take_values_by_place_and_by_name() -> None:
     assert masked("--mask", "fixed:16,4") == masked("--mask", "fixed:l=16,c=4")
     assert masked("--mask", "fixed:16,4,local") != masked("--mask", "fixed:16,4")
     assert masked("--mask", "sliding_window:8") == masked("--mask", "sliding_window:7,0")
+    assert masked("--mask", "neighborhood:8x4,3") == masked(
+        "--mask", "neighborhood:shape=8x4,kernel=3x3,dilation=1")
     both = masked("--mask", "chunked:8", "--mask", "causal")
     assert "// 8" in both and "<=" in both
     order = masked("--score", "softcap:50", "--score", "temperature:2")

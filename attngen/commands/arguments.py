@@ -43,8 +43,8 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", metavar="W|L,R", help="the last W positions (with --causal), or "
                        "L to the left and R to the right")
     group.add_argument("--mask", action="append", metavar="NAME[:ARGS]",
-                       help="a mask of attngen.masks (prefix_lm:7) or module:function; several "
-                       "must all agree")
+                       help="a mask of attngen.masks (prefix_lm:7, neighborhood:8x8,3) or "
+                       "module:function; several must all agree")
     group.add_argument("--score", action="append", metavar="NAME[:ARGS]",
                        help="a score of attngen.scores (softcap:50, alibi) or module:function; "
                        "several apply in order")
@@ -249,10 +249,12 @@ def _pattern(text: str, kind: str, known: Mapping[str, type[Any]]) -> Any:
     return patterns.from_dict(data, kind, known)
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> int | float | str | tuple[int, ...]:
+    """A number, sizes such as ``8x16``, or a word."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text.strip()
+    sizes = text.split("x")
+    return tuple(map(int, sizes)) if all(s.isdecimal() for s in sizes) else text.strip()
