@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from . import errors, knobs, masks, scores
     from .attention import attention, compile
     from .combined import per_head
+    from .number import dynamic
     from .spec import AttentionSpec
 
 __version__ = "0.1.0"
-__all__ = ["AttentionSpec", "attention", "compile", "errors", "knobs", "masks", "per_head",
-           "scores"]
+__all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "masks",
+           "per_head", "scores"]
 
 # exported name -> (module, attribute; None for the module itself)
 _HOMES: dict[str, tuple[str, str | None]] = {
     "AttentionSpec": (".spec", "AttentionSpec"),
     "attention": (".attention", "attention"),
+    "dynamic": (".number", "dynamic"),
     "compile": (".attention", "compile"),
     "errors": (".errors", None),
     "knobs": (".knobs", None),

@@ -12,13 +12,14 @@ from helpers import ROOT, run_python
 
 PACKAGE = ROOT / "attngen"
 BASIS = {"errors", "patterns", "functions", "tables", "combined"}  # of masks and scores
-FRONT = BASIS | {"spec", "masks", "masks_table", "scores", "scores_table", "knobs"}
+FRONT = BASIS | {"spec", "masks", "masks_table", "scores", "scores_table", "number", "knobs"}
 EVERYTHING = {"*"}
 
 # room -> rooms it may import, libraries, libraries only inside functions (or for types)
 RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "errors": (set(), set(), set()),
     "knobs": ({"errors"}, set(), set()),
+    "number": ({"errors"}, set(), set()),
     "patterns": ({"errors"}, set(), set()),
     "functions": ({"patterns"}, set(), {"torch"}),
     "tables": ({"errors", "patterns"}, set(), {"torch"}),
@@ -28,7 +29,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "scores_table": (BASIS | {"masks_table"}, set(), {"torch"}),
     "scores": (BASIS | {"scores_table"}, set(), {"torch"}),
     "spec": (FRONT, {"numpy"}, set()),
-    "ir": (FRONT, {"numpy", "networkx", "sympy"}, set()),
+    "ir": (FRONT, {"numpy", "networkx", "sympy"}, {"torch"}),
     "templates": (FRONT | {"ir"}, {"jinja2"}, {"numpy"}),
     "runtime": ({"errors", "knobs"}, {"numpy", "filelock", "platformdirs"},
                 {"torch", "cupy", "cuda"}),

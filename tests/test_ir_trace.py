@@ -154,7 +154,7 @@ def not_on_a_number(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
 
 
 def or_on_numbers(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-    return torch.where(i | j, s, -s)
+    return torch.where(s | (i < j), s, -s)
 
 
 def where_on_a_number(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
@@ -218,12 +218,12 @@ def subtracted_conditions(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     (python_int, ("cannot become a Python int", "[1.0, 2.0][h]")),
     (python_float, ("cannot become a Python float", "torch.tanh", "math.tanh(s)")),
     (not_on_a_number, ("~ needs a condition, got int32; compare it first",)),
-    (or_on_numbers, ("or needs conditions, got int32; compare it first",)),
+    (or_on_numbers, ("or needs conditions, got float32; compare it first",)),
     (where_on_a_number, ("where needs a condition, got int32; compare it first",)),
     (untraceable, ("torch.erf cannot be traced", "torch.where", "tanh", "torch.erf(s)")),
     (keyword, ("torch.add with alpha= cannot be traced", "alpha=2")),
     (rounding, ("torch.div with rounding_mode= cannot be traced",)),
-    (whole_tensor, ("a Tensor cannot enter an expression", "torch.ones(4)")),
+    (whole_tensor, ("a captured tensor of shape (4,) cannot enter", "torch.ones(4)")),
     (text, ("a str cannot enter an expression",)),
     (unpacked, ("cannot be iterated",)),
     (no_method, ("cosh", "s.cosh()")),

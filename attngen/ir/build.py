@@ -50,10 +50,12 @@ def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph
     s = contract(q, k, "d", compute, origin="s")
     s = make("mul", s, const(spec.softmax_scale, compute), origin="scale")
     for name, score_mod in spec.score_mods():
-        s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute, captures), compute)
+        s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute,
+                       captures, spec.heads), compute)
     mask = make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
     for name, mask_mod in spec.mask_mods():
-        mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures))
+        mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures,
+                                       spec.heads))
     s = make("where", make("visible", mask), s, const(float("-inf"), compute), origin="s")
 
     lse = reduce("lse", s, "j", origin="lse")

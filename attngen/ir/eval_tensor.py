@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import VerifyError
 from .graph import Graph, Region
 from .node import AXES, Node, walk
-from .ops import SCALAR_OPS, element_of
+from .ops import FLOATS, SCALAR_OPS, element_of
 
 Array = np.ndarray[Any, Any]
 
@@ -85,6 +85,8 @@ class TensorInterpreter:
             return np.asarray(found).reshape(found.shape or [1] * len(AXES))
         if n.op == "visible":
             return args[0]
+        if n.op == "cast" and n.dtype not in FLOATS:
+            return np.trunc(args[0]).astype(np.int64)
         if n.op == "cast":
             return round_to(args[0], n.dtype) if self.rounding else args[0]
         evaluate = SCALAR_OPS[n.op].evaluate

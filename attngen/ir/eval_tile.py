@@ -18,7 +18,7 @@ from .bounds import EXTENTS
 from .eval_tensor import round_to
 from .graph import Graph
 from .node import Node
-from .ops import SCALAR_OPS
+from .ops import FLOATS, SCALAR_OPS
 from .stmt import (
     Barrier,
     Commit,
@@ -199,6 +199,8 @@ class TileInterpreter:
         args = [self.evaluate(a, axes) for a in n.args]
         if n.op == "gather":
             args.insert(0, self.memory[n.attr("name")])
+        if n.op == "cast" and n.dtype not in FLOATS:
+            return np.trunc(args[0]).astype(np.int64)
         if n.op == "cast":
             return round_to(args[0], n.dtype)
         evaluate = SCALAR_OPS[n.op].evaluate

@@ -1,7 +1,7 @@
 """Boolean canonical form: masks that say the same get the same graph, and share one kernel.
 
-    (causal ∧ near) ∨ (causal ∧ sink)   →   causal ∧ (near ∨ sink)
-    ¬(far ∨ later)                      →   near ∧ causal
+    (a ∧ b) ∨ (a ∧ c)   →   a ∧ (b ∨ c)
+    ¬(a ∨ j > i)        →   ¬a ∧ j ≤ i
 
 A mask is a function of its *atoms*: comparisons, tables of conditions, whatever is no ∧ ∨ ¬. Its
 truth table over them, in the order of their keys, determines the minimal sum of products and the

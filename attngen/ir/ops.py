@@ -90,6 +90,10 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("and", 2, "bool", np.logical_and, commutative=True),
     _row("or", 2, "bool", np.logical_or, commutative=True),
     _row("not", 1, "bool", np.logical_not),
+    # bits of integers
+    _row("bitand", 2, "same", np.bitwise_and, commutative=True),
+    _row("bitor", 2, "same", np.bitwise_or, commutative=True),
+    _row("bitxor", 2, "same", np.bitwise_xor, commutative=True),
     # element of a captured tensor; attrs: name. One operand per dimension, outside of it: 0
     _row("gather", -1, "attr", element_of, cheap=False),
     # choice and type

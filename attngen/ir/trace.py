@@ -1,249 +1,200 @@
-"""Turning a Python ``mask_mod`` or ``score_mod`` into nodes: run it once on scalar proxies.
+"""Turning a Python ``mask_mod`` or ``score_mod`` into nodes: run it once on proxies (``proxy.py``).
 
-The proxies carry no values, so anything that would ask for one (``if``, ``and``, ``int()``) is
-refused with the user's line and the spelling that works.
+What it indexes beside them is captured (``capture.py``): torch tensors are told apart from proxies
+by a mode that sees every torch function called meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
 import traceback
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import TraceError
+from ..number import Dynamic, tracing
 from .capture import Captures
-from .node import Node, cast, const, make, walk
-from .ops import FLOATS, OPS
+from .node import Node, walk
+from .ops import SCALAR_OPS
+from .proxy import Scalar, Session, node_of, session
+from .rows import Vector, call
 
-_origin: ContextVar[str] = ContextVar("attngen_trace_origin", default="")
-_float: ContextVar[str] = ContextVar("attngen_trace_float", default="float32")
 _MAX_DEPTH = 250  # expressions are lowered and printed by recursion
-
-_UNARY = {"neg": "neg", "abs": "abs", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2",
-          "tanh": "tanh", "sqrt": "sqrt", "sigmoid": "sigmoid", "logical_not": "not"}
-_BINARY = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul",
-           "div": "div", "true_divide": "div", "minimum": "min", "maximum": "max",
-           "floor_divide": "floordiv", "remainder": "mod", "logical_and": "and",
-           "logical_or": "or", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le"}
-
-
-class Scalar:
-    """A number known only when the kernel runs."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
-    # arithmetic -------------------------------------------------------------------------
-    def __add__(self, other: Any) -> Scalar:
-        return _apply("add", self, other)
-
-    def __radd__(self, other: Any) -> Scalar:
-        return _apply("add", other, self)
-
-    def __sub__(self, other: Any) -> Scalar:
-        return _apply("sub", self, other)
-
-    def __rsub__(self, other: Any) -> Scalar:
-        return _apply("sub", other, self)
-
-    def __mul__(self, other: Any) -> Scalar:
-        return _apply("mul", self, other)
-
-    def __rmul__(self, other: Any) -> Scalar:
-        return _apply("mul", other, self)
-
-    def __truediv__(self, other: Any) -> Scalar:
-        return _apply("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> Scalar:
-        return _apply("div", other, self)
-
-    def __floordiv__(self, other: Any) -> Scalar:
-        return _apply("floordiv", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Scalar:
-        return _apply("floordiv", other, self)
-
-    def __mod__(self, other: Any) -> Scalar:
-        return _apply("mod", self, other)
-
-    def __rmod__(self, other: Any) -> Scalar:
-        return _apply("mod", other, self)
-
-    def __neg__(self) -> Scalar:
-        return _apply("neg", self)
-
-    def __abs__(self) -> Scalar:
-        return _apply("abs", self)
-
-    # comparison and logic ----------------------------------------------------------------
-    def __lt__(self, other: Any) -> Scalar:
-        return _apply("lt", self, other)
-
-    def __le__(self, other: Any) -> Scalar:
-        return _apply("le", self, other)
-
-    def __gt__(self, other: Any) -> Scalar:
-        return _apply("lt", other, self)
-
-    def __ge__(self, other: Any) -> Scalar:
-        return _apply("le", other, self)
-
-    def __eq__(self, other: object) -> Scalar:  # type: ignore[override]
-        return _apply("eq", self, other)
-
-    def __ne__(self, other: object) -> Scalar:  # type: ignore[override]
-        return _apply("ne", self, other)
-
-    def __and__(self, other: Any) -> Scalar:
-        return _logic("and", self, other)
-
-    def __rand__(self, other: Any) -> Scalar:
-        return _logic("and", other, self)
-
-    def __or__(self, other: Any) -> Scalar:
-        return _logic("or", self, other)
-
-    def __ror__(self, other: Any) -> Scalar:
-        return _logic("or", other, self)
-
-    def __invert__(self) -> Scalar:
-        if self.node.dtype != "bool":
-            raise TraceError(f"~ needs a condition, got {self.node.dtype}; compare it first")
-        return _apply("not", self)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    # functions ---------------------------------------------------------------------------
-    def tanh(self) -> Scalar:
-        return _apply("tanh", self)
-
-    def exp(self) -> Scalar:
-        return _apply("exp", self)
-
-    def exp2(self) -> Scalar:
-        return _apply("exp2", self)
-
-    def log(self) -> Scalar:
-        return _apply("log", self)
-
-    def abs(self) -> Scalar:
-        return _apply("abs", self)
-
-    def sigmoid(self) -> Scalar:
-        return _apply("sigmoid", self)
-
-    def sqrt(self) -> Scalar:
-        return _apply("sqrt", self)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", str(func))
-        if kwargs:
-            raise TraceError(f"torch.{name} with {', '.join(f'{k}=' for k in kwargs)} cannot be "
-                             "traced: write what it does with operators")
-        op = _UNARY.get(name) or _BINARY.get(name) or {"where": "where"}.get(name)
-        if op is None or len(args) != OPS[op].arity:
-            known = sorted({"where", *_UNARY, *_BINARY})
-            raise TraceError(f"torch.{name} cannot be traced. Available: "
-                             f"{', '.join(f'torch.{k}' for k in known)} and Python operators")
-        return _apply(op, *args)
-
-    # what a proxy cannot do ----------------------------------------------------------------
-    def __bool__(self) -> bool:
-        raise TraceError("a condition on an index has no value while tracing: use & | ~ instead "
-                         "of and/or/not, torch.where instead of if, and split a < b < c")
-
-    def __index__(self) -> int:
-        raise TraceError("an index has no value while tracing: it cannot become a Python int")
-
-    __int__ = __index__
-
-    def __float__(self) -> float:
-        raise TraceError("a score has no value while tracing: it cannot become a Python float; "
-                         "use torch.tanh instead of math.tanh, and so on")
-
-    def __iter__(self) -> Any:
-        raise TraceError("a traced scalar cannot be iterated")
-
-
-def _node(x: Any) -> Node:
-    if isinstance(x, Scalar):
-        return x.node
-    item = getattr(x, "item", None)
-    if item is not None and getattr(x, "ndim", None) == 0 and not getattr(x, "requires_grad", 0):
-        x = item()
-    if not isinstance(x, (bool, int, float)):
-        raise TraceError(f"a {type(x).__name__} cannot enter an expression: use numbers, indices "
-                         "and scores")
-    if isinstance(x, int) and not -2**31 <= x < 2**31:
-        raise TraceError(f"{x} does not fit the 32 bits positions have",
-                         remedy="Use a number that does, or a float.")
-    if isinstance(x, float) and (x != x or x == float("inf")):
-        raise TraceError(f"{x} cannot stand in an expression",
-                         remedy="Hide a key with -inf, or better with a mask.")
-    return const(x)
-
-
-def _apply(op: str, *args: Any) -> Scalar:
-    nodes = tuple(_node(a) for a in args)
-    _check_kinds(op, nodes)
-    if OPS[op].result == "float" and not any(n.dtype in FLOATS for n in nodes):
-        nodes = (cast(nodes[0], _float.get()), *nodes[1:])  # indices divide as numbers
-    return Scalar(make(op, *nodes, origin=_origin.get()))
-
-
-def _check_kinds(op: str, nodes: tuple[Node, ...]) -> None:
-    logical = op in ("and", "or", "not")
-    for n in nodes if logical else nodes[:1] if op == "where" else ():
-        if n.dtype != "bool":
-            wanted = "conditions" if logical else "a condition"
-            raise TraceError(f"{op} needs {wanted}, got {n.dtype}; compare it first")
-    if all(n.dtype == "bool" for n in nodes) and not logical and op not in ("eq", "ne", "where"):
-        raise TraceError(f"{op} needs numbers, got conditions; torch.where makes numbers of them")
-
-
-def _logic(op: str, a: Any, b: Any) -> Scalar:
-    return _apply(op, a, b)
+_MOST_NODES = 4096
 
 
 def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, result: str,
-          captures: Captures | None = None) -> Node:
-    """The node ``function(*args)`` computes; ``result`` is "bool" or the score's type.
+          captures: Captures | None = None, heads: int | None = None) -> Node:
+    """The node ``function(*args)`` computes; ``result`` is "bool" or the score's type. Tensors it
+    indexes and dynamic numbers are put into ``captures``. With ``heads``, positions that depend on
+    the head alone are checked against the tensor's size.
 
     Raises TraceError, naming the function and its line, for what cannot be traced and for a
     result of the wrong kind.
     """
-    token = _origin.set(name)
-    compute = _float.set("float32" if result == "bool" else result)
+    compute = "float32" if result == "bool" else result
+    token = session.set(Session(name, compute, captures, spoken_names(function)))
+    hook = tracing.set(_number)
     try:
-        out = function(*(Scalar(a) for a in args))
-        node = _node(out)
+        with _interceptor():
+            node = node_of(function(*(Scalar(a) for a in args)))
     except TraceError as error:
         raise TraceError(f"{name}{_where(error)}: {error.what}", remedy=error.remedy) from None
     except Exception as error:
         raise TraceError(f"{name}{_where(error)}: {type(error).__name__}: {error}") from error
     finally:
-        _origin.reset(token)
-        _float.reset(compute)
+        session.reset(token)
+        tracing.reset(hook)
     if (node.dtype == "bool") != (result == "bool"):
         wanted = "a condition (true = visible)" if result == "bool" else "a number"
         raise TraceError(f"{name} must return {wanted}, it returned {node.dtype}")
-    _check_depth(node, name)
+    _check_size(node, name)
+    if captures is not None and heads is not None:
+        _check_heads(node, captures, heads, name)
     return node
 
 
-def _check_depth(root: Node, name: str) -> None:
+def _interceptor() -> Any:
+    """A mode in which torch functions given proxies record, also where the first operand is a
+    tensor: ``ids[q_idx]``, ``slope * distance``."""
+    from torch.overrides import TorchFunctionMode
+
+    class Interceptor(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (),
+                               kwargs: Any = None) -> Any:
+            if any(isinstance(x, Scalar | Vector) for x in _flat((args, kwargs))):
+                return call(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
+
+    return Interceptor()
+
+
+def _flat(x: Any) -> Iterator[Any]:
+    if isinstance(x, tuple | list):
+        for item in x:
+            yield from _flat(item)
+    elif isinstance(x, dict):
+        yield from _flat(list(x.values()))
+    else:
+        yield x
+
+
+def _number(dynamic: Dynamic) -> Scalar:
+    here = session.get()
+    if here.captures is None:
+        raise TraceError("a dynamic number cannot be captured here")
+    spoken = dynamic.name or here.spoken.get(id(dynamic), "")
+    return Scalar(here.captures.number(dynamic, dynamic.value, here.compute, spoken))
+
+
+def spoken_names(function: Any) -> dict[int, str]:
+    """What the user calls the tensors and dynamic numbers a callable can reach, by identity."""
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any, name: str) -> None:
+        if isinstance(value, Dynamic) or hasattr(value, "data_ptr"):
+            names.setdefault(id(value), name)
+        elif id(value) in seen or isinstance(value, type):
+            return
+        elif isinstance(value, tuple | list) and len(value) <= 256:
+            seen.add(id(value))
+            for item in value:
+                visit(item, name)
+        elif callable(value) or hasattr(value, "__self__"):
+            seen.add(id(value))
+            for inner_name, inner in _reached(value):
+                visit(inner, inner_name)
+
+    visit(function, "")
+    return names
+
+
+def _reached(function: Any) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what a callable holds: closure, defaults, globals it names, attributes."""
+    if isinstance(function, functools.partial):
+        yield from function.keywords.items()
+        yield from zip(_parameters(function.func), function.args, strict=False)
+        yield "", function.func
+        return
+    if getattr(function, "__self__", None) is not None:
+        yield "", function.__self__
+        function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        yield from getattr(function, "__dict__", {}).items()
+        yield "", vars(type(function)).get("__call__")
+        return
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    defaults = function.__defaults__ or ()
+    positional = code.co_varnames[:code.co_argcount]
+    yield from zip(positional[len(positional) - len(defaults):], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
+    for name in code.co_names:
+        if name in function.__globals__:
+            value = function.__globals__[name]
+            if hasattr(value, "data_ptr") or isinstance(value, Dynamic | tuple | list) \
+                    or getattr(value, "__module__", None) == function.__module__:
+                yield name, value
+
+
+def _parameters(function: Any) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    return code.co_varnames[:code.co_argcount] if code else ()
+
+
+def _check_size(root: Node, name: str) -> None:
     depth: dict[str, int] = {}
     for n in walk(root):
         depth[n.key] = 1 + max((depth[a.key] for a in n.args), default=-1)
     if depth[root.key] > _MAX_DEPTH:
         raise TraceError(f"{name} nests {depth[root.key]} operations, at most {_MAX_DEPTH} are "
                          "taken", remedy="Replace a long Python loop by a formula.")
+    if len(depth) > _MOST_NODES:
+        raise TraceError(f"{name} has {len(depth)} operations, at most {_MOST_NODES} are taken",
+                         remedy="Replace a long Python loop by a formula or a captured table.")
+
+
+def _check_heads(root: Node, captures: Captures, heads: int, name: str) -> None:
+    """Positions that follow from the head alone lie inside their tensor, for every head."""
+    sizes = {t.name: (t.spoken or t.name, t.source) for t in captures.tables}
+    for n in walk(root):
+        if n.op != "gather" or sizes[n.attr("name")][1] is None:
+            continue
+        spoken, source = sizes[n.attr("name")]
+        for dimension, index in enumerate(n.args):
+            values = _by_head(index, heads)
+            size = source.shape[dimension]
+            if values is not None and ((values < 0) | (values >= size)).any():
+                head = int(np.argmax((values < 0) | (values >= size)))
+                raise TraceError(
+                    f"{name}: head {head} reads position {int(values[head])} of {spoken} in "
+                    f"dimension {dimension}, which has {size} elements",
+                    remedy=f"The spec has {heads} heads: give the tensor an element for each.")
+
+
+def _by_head(index: Node, heads: int) -> Any:
+    """Values of an expression of h and numbers, for each head; None for any other."""
+    known: dict[str, Any] = {}
+    for n in walk(index):
+        if n.op == "idx" and n.attr("axis") == "h":
+            known[n.key] = np.arange(heads)
+        elif n.is_const:
+            known[n.key] = np.asarray(n.attr("value"))
+        elif n.op in ("gather", "cast") or not n.args or n.op not in SCALAR_OPS:
+            return None
+        else:
+            evaluate = SCALAR_OPS[n.op].evaluate
+            assert evaluate is not None
+            known[n.key] = evaluate(*(known[a.key] for a in n.args))
+    return np.broadcast_to(known[index.key], (heads,))
 
 
 def _where(error: BaseException) -> str:

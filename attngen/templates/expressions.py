@@ -19,7 +19,7 @@ _SUFFIX = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
 _INFIX: dict[str, tuple[str, int]] = {
     "mul": ("*", 13), "div": ("/", 13), "add": ("+", 12), "sub": ("-", 12),
     "lt": ("<", 10), "le": ("<=", 10), "eq": ("==", 9), "ne": ("!=", 9),
-    "and": ("&&", 5), "or": ("||", 4),
+    "bitand": ("&", 8), "bitxor": ("^", 7), "bitor": ("|", 6), "and": ("&&", 5), "or": ("||", 4),
 }
 _PREFIX: dict[str, str] = {"neg": "-", "not": "!"}
 _ATOM, _UNARY, _CHOICE = 16, 14, 3

@@ -17,35 +17,41 @@ template <class T, int LANES> INLINE int whole_vectors(int rows) {
     return (rows + STEP - 1) / STEP * STEP;
 }
 
+// Terms summed one after the other. Longer sums are sums of sums of so many, as the rounding of one
+// chain grows with its length: a score of head_dim 256 is then right to half the error.
+static constexpr int CHAIN = 64;
+
 // One block: dst[n][lane] (+)= sum over k of a[k][lane] b[n stride_n + k stride_k] for the WIDTH x
 // VECTORS lanes from `dst` and `a` on and for COLUMNS columns.
 template <bool ACCUMULATE, int VECTORS, int COLUMNS, int WIDTH, int LANES, class T>
 INLINE void mma_block(T* dst, const T* a, const T* b, int64_t stride_n, int64_t stride_k,
                       int depth) {
     typedef typename Vector<T, WIDTH>::type V;
-    V sum[COLUMNS][VECTORS];
+    for (int first = 0; first == 0 || first < depth; first += CHAIN) {
+        const int end = depth - first < CHAIN ? depth : first + CHAIN;
+        V sum[COLUMNS][VECTORS] = {};
+        for (int k = first; k < end; ++k) {
+            V lanes[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) {
+                lanes[v] = *(const V*)(a + (int64_t)k * LANES + v * WIDTH);
+                IN_REGISTER(lanes[v]);
+            }
 #pragma GCC unroll 16
-    for (int n = 0; n < COLUMNS; ++n)
+            for (int n = 0; n < COLUMNS; ++n)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v)
-            sum[n][v] = ACCUMULATE ? *(const V*)(dst + n * LANES + v * WIDTH) : V{};
-    for (int k = 0; k < depth; ++k) {
-        V lanes[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) {
-            lanes[v] = *(const V*)(a + (int64_t)k * LANES + v * WIDTH);
-            IN_REGISTER(lanes[v]);
+                for (int v = 0; v < VECTORS; ++v)
+                    sum[n][v] += lanes[v] * b[n * stride_n + k * stride_k];
         }
+        const bool add = ACCUMULATE || first > 0;
 #pragma GCC unroll 16
         for (int n = 0; n < COLUMNS; ++n)
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v)
-                sum[n][v] += lanes[v] * b[n * stride_n + k * stride_k];
+            for (int v = 0; v < VECTORS; ++v) {
+                V* place = (V*)(dst + n * LANES + v * WIDTH);
+                *place = add ? *place + sum[n][v] : sum[n][v];
+            }
     }
-#pragma GCC unroll 16
-    for (int n = 0; n < COLUMNS; ++n)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) *(V*)(dst + n * LANES + v * WIDTH) = sum[n][v];
 }
 
 // COLUMNS columns from n on for every lane, while they fit; then the rest by halves.
