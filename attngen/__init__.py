@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors, knobs, masks, scores
     from .attention import attention, compile
+    from .combined import per_head
     from .number import dynamic
     from .spec import AttentionSpec
 
 __version__ = "0.1.0"
-__all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "masks", "scores"]
+__all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "masks",
+           "per_head", "scores"]
 
 # exported name -> (module, attribute; None for the module itself)
 _HOMES: dict[str, tuple[str, str | None]] = {
@@ -36,6 +38,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "errors": (".errors", None),
     "knobs": (".knobs", None),
     "masks": (".masks", None),
+    "per_head": (".combined", "per_head"),
     "scores": (".scores", None),
 }
 

@@ -131,11 +131,6 @@ class BackwardNotDeliveredError(NotDeliveredError):
     default_remedy = "Call under torch.no_grad(), or pass q.detach(), k.detach(), v.detach()."
 
 
-class NotDeliveredNameError(NotDeliveredError, AttributeError):
-    """A public name of the design that this version does not have yet. Example: ``attngen.per_head
-    is not available in this version of attngen``."""
-
-
 class TraceError(AttngenError, TypeError):
     """A mask or score callable did something that cannot become a kernel, such as ``if`` on an
     index. Example: ``mask_mod used the truth value of an expression``."""

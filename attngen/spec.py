@@ -42,9 +42,10 @@ class AttentionSpec:
     causal      keys after the query are hidden: j ≤ i
     window      (left, right) positions visible to either side besides the query's own; an int w is
                 (w − 1, 0) and needs causal
-    mask        a pattern of ``attngen.masks`` or a callable (b, h, q_idx, kv_idx), true = visible
+    mask        a pattern of ``attngen.masks`` or a callable (b, h, q_idx, kv_idx), true = visible;
+                ``attngen.per_head([...])`` of them for one each
     score       a pattern of ``attngen.scores`` or a callable (score, b, h, q_idx, kv_idx), or a
-                list of them, applied left to right to the scaled score
+                list of them, applied left to right to the scaled score; ``per_head`` here too
     sinks       one learned logit per head in the softmax denominator
     scale       factor on q·kᵀ, above 0; default 1/√head_dim
     dtype       "float64", "float32", "bfloat16", "float16", or None for the tensors' own
@@ -77,7 +78,7 @@ class AttentionSpec:
         put("groups", _groups(self.groups, self.heads))
         put("causal", _flag("causal", self.causal))
         put("window", _window(self.window, self.causal))
-        put("mask", _mask(self.mask))
+        put("mask", _mask(self.mask, self.heads))
         put("score", _scores(self.score, self.heads))
         put("sinks", _flag("sinks", self.sinks))
         put("scale", _scale(self.scale))
@@ -173,7 +174,10 @@ class AttentionSpec:
         return cls.from_dict(data)
 
     def cache_key(self) -> str | None:
-        """Text equal for equal specs of named patterns; None when a callable is involved."""
+        """Text equal for equal specs of named patterns; None when a callable or a tensor is
+        involved, also one that a pattern works out from its arguments."""
+        if next(patterns.tensors_of((self.mask, self.score)), None) is not None:
+            return None
         try:
             return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         except SpecJsonError:
@@ -268,32 +272,25 @@ def _side(value: Any, window: Any) -> int:
     return number
 
 
-def _mask(mask: Any) -> MaskMod | None:
+def _mask(mask: Any, heads: int) -> MaskMod | None:
     if mask is None:
         return None
     if isinstance(mask, tuple | list):
-        raise NotDeliveredError("a mask per head is not available in this version of attngen",
-                                remedy="Combine masks with & and |, or compare h in a callable.")
-    if isinstance(mask, scores.Score):
-        raise PatternError(f"{mask.name} is a score, given as a mask",
-                           remedy=f"Write score={mask!r}.")
-    patterns.check_callable(mask, "mask", masks.ARGUMENTS)
-    function: MaskMod = mask
-    return function
+        raise PatternError(f"mask is a {type(mask).__name__}",
+                           remedy="Write mask=ag.per_head([...]) for a mask for each head; combine "
+                                  "masks that must all agree with &.")
+    return _fitted(mask, "mask", masks.ARGUMENTS, heads)
 
 
 def _scores(score: Any, heads: int) -> tuple[ScoreMod, ...] | None:
     listed = score if isinstance(score, tuple | list) else [] if score is None else [score]
-    return tuple(_score(s, heads) for s in listed) or None
+    return tuple(_fitted(s, "score", scores.ARGUMENTS, heads) for s in listed) or None
 
 
-def _score(score: Any, heads: int) -> ScoreMod:
-    if isinstance(score, masks.Mask):
-        raise PatternError(f"{score.name} is a mask, given as a score",
-                           remedy=f"Write mask={score!r}.")
-    patterns.check_callable(score, "score", scores.ARGUMENTS)
-    function: ScoreMod = score.for_heads(heads) if isinstance(score, scores.Score) else score
-    return function
+def _fitted(function: Any, kind: str, arguments: tuple[str, ...], heads: int) -> Any:
+    """The mask or score, checked and, when named, for this number of heads."""
+    patterns.check_callable(function, kind, arguments)
+    return function.for_heads(heads) if isinstance(function, patterns.Pattern) else function
 
 
 def _scale(scale: Any) -> float | None:

@@ -87,6 +87,8 @@ def test_patterns_take_values_by_place_and_by_name() -> None:
     assert masked("--mask", "fixed:16,4") == masked("--mask", "fixed:l=16,c=4")
     assert masked("--mask", "fixed:16,4,local") != masked("--mask", "fixed:16,4")
     assert masked("--mask", "sliding_window:8") == masked("--mask", "sliding_window:7,0")
+    assert masked("--mask", "neighborhood:8x4,3") == masked(
+        "--mask", "neighborhood:shape=8x4,kernel=3x3,dilation=1")
     both = masked("--mask", "chunked:8", "--mask", "causal")
     assert "// 8" in both and "<=" in both
     order = masked("--score", "softcap:50", "--score", "temperature:2")
@@ -116,8 +118,8 @@ def test_a_function_of_ones_own_is_a_score(tmp_path: Path, monkeypatch: pytest.M
     ("show {spec} --diff fus", "unknown pass 'fus'\n  remedy: Did you mean 'fuse'?"),
     ("show {spec} --diff math:fusd", "unknown stage 'fusd'"),
     ("show {spec} --score softcup:5", "unknown score pattern 'softcup'\n  remedy: Did you mean "
-     "'softcap'? Known: alibi, softcap, temperature."),
-    ("show {spec} --score bias", "attngen.scores.bias is not available"),
+     "'softcap'? Known: activation, alibi, bias,"),
+    ("show {spec} --score bias", "score pattern 'bias': bias() lacks bias"),
     ("show {spec} --score softcap:1,2", "softcap: cap must be a finite number above 0, got (1, 2)"),
     ("show {spec} --mask fixed:1,2,local,4", "mask pattern 'fixed' takes 3 values"),
     ("show {spec} --mask chunked:0", "chunked: c must be a whole number of at least 1, got 0"),

@@ -11,7 +11,8 @@ import pytest
 from helpers import ROOT, run_python
 
 PACKAGE = ROOT / "attngen"
-FRONT = {"spec", "masks", "scores", "patterns", "number", "errors", "knobs"}
+BASIS = {"errors", "patterns", "functions", "tables", "combined"}  # of masks and scores
+FRONT = BASIS | {"spec", "masks", "masks_table", "scores", "scores_table", "number", "knobs"}
 EVERYTHING = {"*"}
 
 # room -> rooms it may import, libraries, libraries only inside functions (or for types)
@@ -20,8 +21,13 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "knobs": ({"errors"}, set(), set()),
     "number": ({"errors"}, set(), set()),
     "patterns": ({"errors"}, set(), set()),
-    "masks": ({"errors", "patterns"}, {"numpy"}, set()),
-    "scores": ({"errors", "patterns"}, {"numpy"}, set()),
+    "functions": ({"patterns"}, set(), {"torch"}),
+    "tables": ({"errors", "patterns"}, set(), {"torch"}),
+    "combined": ({"errors", "patterns", "functions"}, set(), set()),
+    "masks_table": (BASIS, set(), {"numpy", "torch"}),
+    "masks": (BASIS | {"masks_table"}, set(), set()),
+    "scores_table": (BASIS | {"masks_table"}, set(), {"torch"}),
+    "scores": (BASIS | {"scores_table"}, set(), {"torch"}),
     "spec": (FRONT, {"numpy"}, set()),
     "ir": (FRONT, {"numpy", "networkx", "sympy"}, {"torch"}),
     "templates": (FRONT | {"ir"}, {"jinja2"}, {"numpy"}),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attngen import errors, masks, scores
+from attngen import errors, masks, per_head, scores
 from attngen.spec import AttentionSpec
 
 
@@ -76,7 +76,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask": lambda q, k: q > k}, errors.PatternError, "cannot take the arguments of mask_mod("),
     ({"mask": scores.softcap(3)}, errors.PatternError, "Write score=softcap(cap=3.0)"),
     ({"mask": masks.causal}, errors.PatternError, "Call it: causal(...)"),
-    ({"mask": [masks.causal()]}, errors.NotDeliveredError, "mask per head is not available"),
+    ({"mask": [masks.causal()]}, errors.PatternError, "Write mask=ag.per_head([...])"),
+    ({"mask": per_head([masks.causal()] * 3)}, errors.PatternError,
+     "per_head has 3 entries, the spec has 8 heads"),
+    ({"mask": ~per_head([masks.causal()] * 9)}, errors.PatternError, "per_head has 9 entries"),
+    ({"score": per_head([scores.softcap(3)] * 7)}, errors.PatternError, "per_head has 7 entries"),
+    ({"score": scores.alibi(slopes=(0.5, 0.25))}, errors.PatternError, "alibi is for 2 heads"),
     ({"score": masks.causal()}, errors.PatternError, "Write mask=causal()"),
     ({"score": scores.alibi(4)}, errors.PatternError, "alibi is for 4 heads, the spec has 8"),
     ({"score": [scores.softcap(5), 2.0]}, errors.PatternError, "score is a float"),
@@ -107,9 +112,12 @@ def test_int_window_without_causal_shows_both_spellings() -> None:
 
 named_masks = st.sampled_from([
     None, masks.causal() | masks.attention_sinks(2), ~masks.chunked(4), masks.prefix_lm(7),
-    masks.strided(4, part="local"), masks.sliding_window((2, 9)) & masks.fixed(8, 2)])
+    masks.strided(4, part="local"), masks.sliding_window((2, 9)) & masks.fixed(8, 2),
+    masks.global_tokens([3, 1]), masks.tree((-1, 0, 1)), masks.neighborhood((3, 4), 3),
+    masks.random_blocks(4, 1, seqlen=32)])
 named_scores = st.lists(st.sampled_from(
-    [scores.softcap(30), scores.temperature(0.7), scores.alibi()]), max_size=3)
+    [scores.softcap(30), scores.temperature(0.7), scores.alibi(),
+     scores.activation("silu")]), max_size=3)
 
 
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 32), st.booleans(), named_masks,
@@ -120,11 +128,15 @@ def test_json_round_trip(group_size: int, groups: int, dim: int, causal: bool, m
                       causal=causal, window=(3, 1), mask=mask, score=score, scale=scale,
                       dtype=dtype)
     again = AttentionSpec.from_json(s.to_json())
-    assert again == s and again.cache_key() == s.cache_key()
+    assert again == s and hash(again) == hash(s) and again.cache_key() == s.cache_key()
 
 
 def test_cache_key_is_none_for_callables_and_differs_between_specs() -> None:
     assert spec(mask=lambda b, h, q, k: k <= q).cache_key() is None
+    for holds in (masks.tree([-1]), ~masks.random_blocks(2, 1), per_head(
+            [masks.causal()] * 7 + [masks.global_tokens(range(9))])):
+        assert spec(mask=holds).cache_key() is None and spec(mask=holds).to_json()
+    assert spec(score=[scores.alibi(slopes=[1] * 8)]).cache_key() is None
     keys = {spec(**f).cache_key() for f in (
         {}, {"causal": True}, {"groups": 2}, {"scale": 0.5}, {"dtype": "float16"},
         {"mask": masks.causal()}, {"score": scores.softcap(30)}, {"window": (1, 1)})}
@@ -166,7 +178,7 @@ def test_callables_have_no_json_form_and_say_so(fields: dict[str, Any]) -> None:
 def test_json_holds_its_version_and_plain_values() -> None:
     data = json.loads(spec(causal=True, window=3, score=scores.alibi()).to_json())
     assert data["attngen_spec"] == 1 and data["window"] == [2, 0]
-    assert data["score"] == [{"name": "alibi", "heads": 8}]
+    assert data["score"] == [{"name": "alibi", "heads": 8, "slopes": None}]
 
 
 def test_replace_validates_again() -> None:

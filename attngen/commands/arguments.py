@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DtypeError, NotDeliveredError, SpecJsonError, UnknownNameError, UsageError
+from ..errors import DtypeError, SpecJsonError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from ..runtime.targets import Target
@@ -43,8 +43,8 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", metavar="W|L,R", help="the last W positions (with --causal), or "
                        "L to the left and R to the right")
     group.add_argument("--mask", action="append", metavar="NAME[:ARGS]",
-                       help="a mask of attngen.masks (prefix_lm:7) or module:function; several "
-                       "must all agree")
+                       help="a mask of attngen.masks (prefix_lm:7, neighborhood:8x8,3) or "
+                       "module:function; several must all agree")
     group.add_argument("--score", action="append", metavar="NAME[:ARGS]",
                        help="a score of attngen.scores (softcap:50, alibi) or module:function; "
                        "several apply in order")
@@ -227,22 +227,15 @@ def _patterns(mask_texts: list[str] | None, score_texts: list[str] | None) -> di
 
 def _pattern(text: str, kind: str, known: Mapping[str, type[Any]]) -> Any:
     """``prefix_lm:7``, ``fixed:l=16,c=4``, or ``module:function``."""
-    from .. import masks, patterns, scores
+    from .. import patterns
 
     name, _, rest = text.partition(":")
-    module = masks if kind == "mask" else scores
     if name not in known:
         if rest.isidentifier():
             return _imported(name, rest)
-        try:
-            getattr(module, name)
-        except NotDeliveredError:
-            raise
-        except AttributeError:
-            pass
         raise UnknownNameError(f"{kind} pattern", name, known)
     values = rest.split(",") if rest else []
-    fields = [f.name for f in dataclasses.fields(known[name])]
+    fields = known[name]._fields
     if len(fields) == 1 and len(values) > 1:
         return patterns.from_dict({"name": name, fields[0]: [_value(v) for v in values]}, kind,
                                   known)
@@ -256,10 +249,12 @@ def _pattern(text: str, kind: str, known: Mapping[str, type[Any]]) -> Any:
     return patterns.from_dict(data, kind, known)
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> int | float | str | tuple[int, ...]:
+    """A number, sizes such as ``8x16``, or a word."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text.strip()
+    sizes = text.split("x")
+    return tuple(map(int, sizes)) if all(s.isdecimal() for s in sizes) else text.strip()

@@ -84,6 +84,11 @@ def _checked(wanted: CapturedTensor, tensor: Any, like: Tensor) -> Tensor:
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}",
                          numbers=f"expected {wanted.ndim} dimensions, each below 2^31",
                          remedy="Lengths may change between calls, dimensions may not.")
+    copies = getattr(tensor, "attngen_copies", None)
+    if copies is not None and tensor.device != like.device:  # a table that a pattern made
+        if like.device not in copies:
+            copies[like.device] = tensor.to(like.device)
+        tensor = copies[like.device]
     if tensor.device != like.device:
         raise DeviceError(f"{name} is on {tensor.device}, q is on {like.device}",
                           remedy=f"Move it with .to({str(like.device)!r}).")
