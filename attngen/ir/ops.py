@@ -79,6 +79,9 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("not", 1, "bool", np.logical_not),
     # element of a captured tensor; attrs: name. One operand per dimension, outside of it: 0
     _row("gather", -1, "attr", cheap=False),
+    # bounds on its elements; the last two operands are the range of the last dimension
+    _row("table_min", -1, "attr", cheap=False),
+    _row("table_max", -1, "attr", cheap=False),
     # choice and type
     _row("where", 3, "same", np.where),
     _row("cast", 1, "attr"),
