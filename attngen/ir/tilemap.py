@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def prove(mask: Node, seqlen_q: int, seqlen_k: int, block: tuple[int, int],
     found = []
     for begin, end, height in ((0, rows, block[0]), (rows, rows + 1, ragged)):
         if begin < end and height and columns:
-            proof = _Proof(mask, (block[0], height), block[1])
+            proof = _proof(mask, (block[0], height), block[1])
             context = _Context(known, tables or {}, ranges, heads)
             start = np.array([(p, begin, end, 0, columns) for p in range(batch * heads)], np.int32)
             found += list(_refine(proof, context, start))
@@ -163,6 +164,12 @@ class _Context:
     tables: Mapping[str, Array]
     ranges: Mapping[str, TableRange]
     heads: int
+
+
+@lru_cache(maxsize=64)
+def _proof(mask: Node, rows: tuple[int, int], width: int) -> _Proof:
+    """Kept for other lengths and values of the same mask: none of them is in a proof."""
+    return _Proof(mask, rows, width)
 
 
 class _Program:
