@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .node import Node, const, make, walk
+from .node import Node, const, make
 from .ops import FLOATS
 
 Bound = Node | None
@@ -77,19 +77,33 @@ def plus(a: Linear, b: Linear) -> Linear:
 
 def linear(root: Node) -> Linear:
     """A whole-number expression as a sum."""
-    waiting = {root.key: 1}
+    waiting = {root: 1}
     terms: dict[Node, int] = {}
     constant = 0
-    for n in reversed(list(walk(root))):  # users before operands: shared parts are met once
-        factor = waiting.pop(n.key, 0)
-        inside = _addends(n) if factor else []
+    for n in reversed(_sums(root)):  # users before operands: shared parts are met once
+        factor = waiting.pop(n)
+        inside = _addends(n)
         if inside is None:
             terms[n] = factor
-        elif factor and n.is_const:
+        elif n.is_const:
             constant += factor * int(n.attr("value"))
         for operand, times in inside or ():
-            waiting[operand.key] = waiting.get(operand.key, 0) + factor * times
+            waiting[operand] = waiting.get(operand, 0) + factor * times
     return plus(Linear(tuple(terms.items()), constant), Linear(()))
+
+
+def _sums(root: Node) -> list[Node]:
+    """The sums ``root`` is made of and their terms, operands before users."""
+    order: dict[Node, None] = {}
+    stack = [(root, False)]
+    while stack:
+        n, met = stack.pop()
+        if met:
+            order[n] = None
+        elif n not in order:
+            stack.append((n, True))
+            stack += [(operand, False) for operand, _ in _addends(n) or () if operand not in order]
+    return list(order)
 
 
 def _addends(n: Node) -> list[tuple[Node, int]] | None:
@@ -144,7 +158,7 @@ class Extent:
             low = None if low is None or least is None else plus(low, linear(least).scaled(c))
             high = (None if high is None or greatest is None
                     else plus(high, linear(greatest).scaled(c)))
-        return low and low.node(), high and high.node()
+        return None if low is None else low.node(), None if high is None else high.node()
 
     def _term(self, n: Node) -> tuple[Bound, Bound]:
         if n.op == "idx":

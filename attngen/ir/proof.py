@@ -64,6 +64,7 @@ class Prover:
     def __init__(self, box: Box, tables: bool, coarse: bool) -> None:
         self.box, self.tables, self.coarse = box, tables, coarse
         self._splits = self._parts = 0
+        self._extents: dict[tuple[tuple[Node, Node], ...], Extent] = {}
 
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
@@ -181,7 +182,7 @@ class Prover:
             for total, known in facts.items():
                 if shape(total) and (shape is _is_index or len(facts) > 1):
                     _shrink(box, total, known)
-        extent = Extent(box, self.tables)
+        extent = self._extents.setdefault(tuple(box.values()), Extent(box, self.tables))
         conditions += [make("le", *box[a]) for a in box if box[a] != self.box[a]]
         for total, known in facts.items():
             conditions += self._left(extent, total, known)

@@ -24,7 +24,7 @@ from .tables import TableRange
 
 Array = np.ndarray[Any, Any]
 EMPTY, PARTIAL, FULL = 0, 1, 2
-_CHUNK = 1 << 14  # rectangles evaluated at a time: operands stay in the cache
+_CHUNK = 1 << 13  # rectangles evaluated at a time: operands stay in the cache
 _SPLIT = 4  # parts a rectangle is split into along each side
 
 
@@ -178,6 +178,11 @@ class _Program:
     def __init__(self, roots: tuple[Node, ...]) -> None:
         self.roots = roots
         self.nodes = list(walk(*roots))
+        self._unused: list[list[str]] = [[] for _ in self.nodes]  # after each node
+        later = {r.key for r in roots}
+        for n, unused in zip(reversed(self.nodes), reversed(self._unused), strict=True):
+            unused += {a.key for a in n.args} - later
+            later |= {a.key for a in n.args}
 
     def run(self, rectangles: Array, context: _Context) -> list[Array]:
         """One boolean array per root; ``rectangles`` int64 [5, count]."""
@@ -186,7 +191,7 @@ class _Program:
                   idx("i"): i0, idx("j"): j0, first("i"): i0, last("i"): i1 - 1,
                   first("j"): j0, last("j"): j1 - 1}
         done: dict[str, Any] = {}
-        for n in self.nodes:
+        for n, unused in zip(self.nodes, self._unused, strict=True):
             if n.is_const:
                 done[n.key] = n.attr("value")
             elif n in leaves:
@@ -197,6 +202,8 @@ class _Program:
                     else value.reshape(-1)[0]
             else:
                 done[n.key] = _operate(n, [done[a.key] for a in n.args], context)
+            for key in unused:
+                del done[key]
         return [np.broadcast_to(done[r.key], plane.shape) for r in self.roots]
 
 
