@@ -1,50 +1,25 @@
 """Deciding conditions over a box of indices: may it hold somewhere?
 
-"Holds everywhere" is the same question about the opposite, so this is the only one. A condition
-becomes alternatives of conjunctions of comparisons of sums with zero; |x|, min, max and where are
-split into cases on the way:
+"Holds everywhere" is the same question about the opposite, so this is the only one. Each
+conjunction of the normal form (``cases.py``) is asked for itself. All that it says of the same sum
+is intersected first; bounds on single indices, and on the difference of two, shrink the box for
+the others; what is left must be an interval that is not empty and holds the remainders wanted:
 
-    |i − j| ≤ 8 ∧ (i − j) mod 4 = 0   →   i − j ∈ [−8, 8],  (i − j) mod 4 ∈ [0, 0]
-
-All that one conjunction says of the same sum is intersected before it is asked whether anything is
-left; bounds on single indices, and on the difference of two, shrink the box for the others.
+    i − j ≤ 8  ∧  0 ≤ i − j  ∧  (i − j) mod 4 = 3   →   some 4k + 3 in [max(0, low), min(8, high)]
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import product
-from math import gcd, prod
+from math import gcd
 
-from .linear import Box, Extent, Linear, linear, plus, varies
+from .cases import Atom, Formula, Normal, cases, count
+from .linear import Box, Extent, Linear, linear, plus
 from .node import Node, const, make
-from .ops import FLOATS
 
-_MOST_CASES = 64  # conjunctions one condition may become
-_MOST_SPLITS = 48  # cases made of abs, min, max and where
-_MOST_PARTS = 2000  # conditions looked into, shared ones once for each use
 _FAR = 2**30  # positions are smaller; bounds beyond are not computed with
-
 TRUE, FALSE = const(True), const(False)
-
-
-@dataclass(frozen=True)
-class Atom:
-    """``sum`` ≤ 0, = 0 or ≠ 0 (``kind`` le, eq, ne); or, of kind "if", a condition that does not
-    vary inside the box."""
-
-    kind: str
-    sum: Linear = Linear(())
-    condition: Node = TRUE
-
-
-@dataclass(frozen=True)
-class Formula:
-    """``op`` "and" or "or" of parts."""
-
-    op: str
-    parts: tuple[Formula | Atom, ...]
 
 
 @dataclass
@@ -63,111 +38,31 @@ class Prover:
 
     def __init__(self, box: Box, tables: bool, coarse: bool) -> None:
         self.box, self.tables, self.coarse = box, tables, coarse
-        self._splits = self._parts = 0
         self._extents: dict[tuple[tuple[Node, Node], ...], Extent] = {}
 
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
         somewhere in the box."""
-        self._splits = self._parts = 0
-        return self._possible(self._formula(n, positive))
-
-    # -- to comparisons with zero -------------------------------------------------------------
-
-    def _formula(self, n: Node, positive: bool) -> Formula | Atom:
-        if not varies(n, self.box):
-            return Atom("if", condition=n if positive else make("not", n))
-        args = n.args
-        self._parts += 1
-        if self._parts > _MOST_PARTS:
-            return Atom("if")
-        match n.op:
-            case "not":
-                return self._formula(args[0], not positive)
-            case "and" | "or":
-                op = n.op if positive else "or" if n.op == "and" else "and"
-                return _formula(op, (self._formula(a, positive) for a in args))
-            case "where" if n.dtype == "bool":
-                return self._choice(args[0], self._formula(args[1], positive),
-                                    self._formula(args[2], positive))
-            case "eq" | "ne" if args[0].dtype == "bool" == args[1].dtype:
-                same = (n.op == "eq") == positive
-                return self._choice(args[0], self._formula(args[1], same),
-                                    self._formula(args[1], not same))
-            case "lt" | "le" | "eq" | "ne" if not any(
-                    a.dtype in FLOATS or a.dtype == "bool" for a in args):
-                difference = plus(linear(args[0]), linear(args[1]).scaled(-1))
-                if n.op in ("eq", "ne"):
-                    return self._compare("eq" if (n.op == "eq") == positive else "ne", difference)
-                strict = (n.op == "lt") == positive
-                if not positive:
-                    difference = difference.scaled(-1)
-                return self._compare("le", plus(difference, Linear((), int(strict))))
-            case "gather" if n.dtype == "bool":
-                element = make("gather", *args, name=n.attr("name"), dtype="int32")
-                return self._compare("ne" if positive else "eq", linear(element))
-        return Atom("if")
-
-    def _choice(self, condition: Node, yes: Formula | Atom, no: Formula | Atom) -> Formula | Atom:
-        return _formula("or", (_formula("and", (self._formula(condition, True), yes)),
-                               _formula("and", (self._formula(condition, False), no))))
-
-    def _compare(self, kind: str, total: Linear) -> Formula | Atom:
-        """A comparison of a sum with zero, its terms split into cases."""
-        for n, c in total.terms:
-            if n.op not in ("abs", "min", "max", "where") or not varies(n, self.box):
-                continue
-            if self._splits >= _MOST_SPLITS:
-                break
-            self._splits += 1
-            branches = [total.replaced(n, linear(a)) for a in n.args[-2:]]
-            if n.op == "where":
-                yes, no = (self._compare(kind, b) for b in branches)
-                return self._choice(n.args[0], yes, no)
-            if n.op == "abs":  # the greater of x and −x
-                branches = [total.replaced(n, linear(n.args[0]).scaled(s)) for s in (1, -1)]
-            if kind == "le":
-                both = (c > 0) == (n.op != "min")
-                return _formula("and" if both else "or", (self._compare(kind, b) for b in branches))
-            sides = (self._compare("le", plus(t, Linear((), int(kind == "ne"))))
-                     for t in (total, total.scaled(-1)))
-            return _formula("and" if kind == "eq" else "or", sides)
-        if kind != "le":
-            total = self._congruence(total)
-        return Atom(kind, total)
-
-    def _congruence(self, total: Linear) -> Linear:
-        """x mod m − y mod m (= | ≠) 0 → (x − y) mod m (= | ≠) 0"""
-        if len(total.terms) != 2 or total.constant:
-            return total
-        (a, c), (b, d) = total.terms
-        if a.op == b.op == "mod" and c == -d and a.args[1] is b.args[1] and a.args[1].is_const:
-            return linear(make("mod", plus(linear(a.args[0]), linear(b.args[0]).scaled(-1)).node(),
-                               a.args[1]))
-        return total
-
-    # -- alternatives ---------------------------------------------------------------------------
+        return self._possible(Normal(self.box).formula(n, positive))
 
     def _possible(self, f: Formula | Atom) -> Node:
-        cases = _cases(f)
-        if cases is not None:
-            return _join("or", (self._jointly(c) for c in cases))
+        known = cases(f)
+        if known is not None:
+            return _join("or", (self._jointly(c) for c in known))
         assert isinstance(f, Formula)
         if f.op == "or":
             return _join("or", (self._possible(p) for p in f.parts))
         # Too many combinations: what fits is asked together, each other part by itself.
         together: list[Formula | Atom] = []
         alone: list[Node] = []
-        for part in sorted(f.parts, key=_count):
-            if _cases(Formula("and", (*together, part))) is not None:
+        for part in sorted(f.parts, key=count):
+            if cases(Formula("and", (*together, part))) is not None:
                 together.append(part)
             else:
                 alone.append(self._possible(part))
         if together:
             alone.append(self._possible(Formula("and", tuple(together))))
         return _join("and", alone)
-
-    # -- one conjunction ------------------------------------------------------------------------
 
     def _jointly(self, atoms: Iterable[Atom]) -> Node:
         conditions: list[Node] = []
@@ -290,36 +185,6 @@ class Prover:
             return exact
         room = plus(plus(end, begin.scaled(-1)), plus(greatest, least.scaled(-1)))
         return make("or", make("le", const(m - 1), room.node()), exact)
-
-
-def _formula(op: str, parts: Iterable[Formula | Atom]) -> Formula | Atom:
-    flat: list[Formula | Atom] = []
-    for part in parts:
-        if isinstance(part, Formula) and part.op == op:
-            flat += part.parts
-        else:
-            flat.append(part)
-    return flat[0] if len(flat) == 1 else Formula(op, tuple(flat))
-
-
-def _cases(f: Formula | Atom) -> list[tuple[Atom, ...]] | None:
-    """The conjunctions of which one must hold; None for too many."""
-    if isinstance(f, Atom):
-        return [(f,)]
-    parts = [_cases(p) for p in f.parts]
-    sizes = [len(p) for p in parts if p is not None]
-    many = sum(sizes) if f.op == "or" else prod(sizes)
-    if many > _MOST_CASES or len(sizes) < len(parts):
-        return None
-    if f.op == "or":
-        return [case for p in parts for case in p or ()]
-    return [tuple(dict.fromkeys(a for case in chosen for a in case))
-            for chosen in product(*(p or () for p in parts))]
-
-
-def _count(f: Formula | Atom) -> int:
-    cases = _cases(f)
-    return _MOST_CASES + 1 if cases is None else len(cases)
 
 
 def _join(op: str, parts: Iterable[Node]) -> Node:
