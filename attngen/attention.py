@@ -40,6 +40,10 @@ class Description(Protocol):
     def explain(self) -> Any:
         """Kernel family, tiles, bytes, FLOPs, registers, spills, shared memory, roofline."""
 
+    def tiles(self, seqlen_q: int, seqlen_k: int, block: tuple[int, int], *, batch: int,
+              q_offset: Any, kv_offset: Any, seqlens_k: Any) -> Any:
+        """The TileMap of the mask."""
+
 
 class Attention:
     """A compiled attention variant, called with tensors.
@@ -190,6 +194,15 @@ class Attention:
     def explain(self) -> Any:
         """Kernel family, tiles, bytes, FLOPs, registers, spills, shared memory, roofline."""
         return self._describe.explain()
+
+    def tiles(self, seqlen_q: int, seqlen_k: int, block: tuple[int, int] = (128, 128), *,
+              batch: int = 1, q_offset: int | Tensor | None = None, kv_offset: int | Tensor = 0,
+              seqlens_k: Tensor | None = None) -> Any:
+        """Which tiles of ``block`` = (queries, keys) the mask leaves empty, partial or full, as an
+        ``ir.tilemap.TileMap``: proved from the mask's expression, nothing is compiled or run.
+        Positions and lengths as for a call. Raises ShapeError."""
+        return self._describe.tiles(seqlen_q, seqlen_k, block, batch=batch, q_offset=q_offset,
+                                    kv_offset=kv_offset, seqlens_k=seqlens_k)
 
     @property
     def counters(self) -> tuple[Any, ...]:

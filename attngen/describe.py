@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .errors import ShapeError
 from .runtime.targets import Target
 
 if TYPE_CHECKING:
     from .compiler import Lowered
     from .ir.cost import KernelCost
     from .ir.graph import Graph
+    from .ir.node import Node
+    from .ir.tilemap import TileMap
+    from .runtime.captured import Captured
 
 
 class Description:
@@ -22,10 +26,45 @@ class Description:
                  dtype: str | None = None) -> None:
         self._lower, self.target = lower, target
         self._dtype = dtype or ("float32" if target.family == "cpu" else "bfloat16")
+        self._mask: tuple[Node, int, Captured] | None = None
 
     def ir(self, stage: str, dtype: str | None = None) -> Graph:
         """The graph at a stage; ``str()`` of it is its text. Raises UnknownNameError."""
         return self._lower(dtype or self._dtype).stage(stage)
+
+    def tiles(self, seqlen_q: int, seqlen_k: int, block: tuple[int, int] = (128, 128), *,
+              batch: int = 1, q_offset: Any = None, kv_offset: Any = 0,
+              seqlens_k: Any = None) -> TileMap:
+        """The tiles of the mask: see ``Attention.tiles``."""
+        from .ir.tilemap import prove
+
+        for name, number, least in (("seqlen_q", seqlen_q, 0), ("seqlen_k", seqlen_k, 0),
+                                    ("batch", batch, 1), ("block", min(block), 1)):
+            if number < least:
+                raise ShapeError(f"{name} is too small", numbers=f"{name} {number}, at least "
+                                 f"{least}", remedy="Give lengths and tile sizes of a call.")
+        given = {"kv_offset": kv_offset, "kv_len": seqlen_k if seqlens_k is None else seqlens_k}
+        given = {name: _per_batch(name, value, batch) for name, value in given.items()}
+        given["q_offset"] = (given["kv_offset"] + (seqlen_k - seqlen_q) if q_offset is None
+                             else _per_batch("q_offset", q_offset, batch))
+        mask, heads, captured = self._visible()
+        given |= {n.name: getattr(n.source, "value", n.source) for n in captured.numbers}
+        tables = {t.name: _values(t.source) for t in captured.tensors if t.source is not None}
+        return prove(mask, seqlen_q, seqlen_k, block, given, batch=batch, heads=heads,
+                     tables=tables)
+
+    def _visible(self) -> tuple[Node, int, Captured]:
+        """The mask of the math graph, lengths included, the number of heads, and what the masks
+        captured."""
+        if self._mask is None:
+            from .ir.node import walk
+
+            lowered = self._lower(self._dtype)
+            graph = lowered.stage("math")
+            roots = [n for region in graph.regions for n in region.roots]
+            mask = next(n for n in walk(*roots) if n.op == "visible").args[0]
+            self._mask = mask, dict(graph.sizes)["heads"], lowered.captured
+        return self._mask
 
     def costs(self, dtype: str | None = None, *, batch: int = 1, seqlen_q: int = 2048,
               seqlen_k: int | None = None) -> tuple[KernelCost, ...]:
@@ -86,6 +125,23 @@ def lengths(sizes: dict[str, int], batch: int, seqlen_q: int,
     extents = {"b": batch, "h": sizes["heads"], "g": sizes["groups"], "i": seqlen_q,
                "j": seqlen_k, "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
     return extents, {"q_offset": seqlen_k - seqlen_q, "kv_offset": 0, "kv_len": seqlen_k}
+
+
+def _values(source: Any) -> Any:
+    """A captured tensor as a NumPy array, which has no bfloat16."""
+    source = source.detach().cpu()
+    return (source.float() if source.is_floating_point() else source).numpy()
+
+
+def _per_batch(name: str, value: Any, batch: int) -> Any:
+    """A number, or an int64 array [batch]. Raises ShapeError."""
+    import numpy as np
+
+    numbers = np.asarray(value.cpu() if hasattr(value, "cpu") else value, np.int64)
+    if numbers.shape not in ((), (batch,)):
+        raise ShapeError(f"{name} has shape {numbers.shape}", numbers=f"batch {batch}",
+                         remedy=f"Give one number, or a tensor [{batch}].")
+    return numbers
 
 
 def _size(count: int) -> str:

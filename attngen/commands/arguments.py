@@ -158,6 +158,16 @@ def _numbers(flag: str, text: str | None) -> int | tuple[int, ...] | None:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def pair(flag: str, text: str) -> tuple[int, int]:
+    """``"7"`` as (7, 7), ``"7,9"`` as (7, 9). Raises UsageError."""
+    numbers = _numbers(flag, text)
+    both = (numbers, numbers) if isinstance(numbers, int) else numbers or ()
+    if len(both) != 2 or min(both) < 1:
+        raise UsageError(f"argument {flag}: {text!r} is not one or two sizes of at least 1",
+                         remedy=f"Write {flag} 128 or {flag} 128,64.")
+    return both[0], both[1]
+
+
 def _loaded(place: str) -> Any:
     """The dictionary in a file, or the Python object module:name."""
     path = Path(place)

@@ -151,7 +151,8 @@ def _retype_constants(op: str, args: tuple[Node, ...]) -> tuple[Node, ...]:
     """A number takes the type of what it meets, so 0.5 stays exact in a float64 graph."""
     start = 1 if op == "where" else 0
     others = [a.dtype for a in args[start:] if not a.is_const]
-    if not others or OPS[op].group != "scalar" or op in ("cast", "gather"):
+    if not others or OPS[op].group != "scalar" or op == "cast" \
+            or OPS[op].arity == -1:
         return args
     dtype = max(others, key=lambda t: _RANK[t])
     return tuple(

@@ -123,4 +123,11 @@ TENSOR_OPS: dict[str, OpInfo] = dict([
     _row("visible", 1, "bool", group="tensor"),
 ])
 
-OPS: dict[str, OpInfo] = {**SCALAR_OPS, **LEAF_OPS, **TENSOR_OPS}
+# In proofs about tiles only: bounds on the elements of a captured tensor; attrs: name. The last two
+# operands are the range of the last dimension. Their meaning is in ``tables.py``.
+PROOF_OPS: dict[str, OpInfo] = dict([
+    _row("table_min", -1, "attr", group="proof", cheap=False),
+    _row("table_max", -1, "attr", group="proof", cheap=False),
+])
+
+OPS: dict[str, OpInfo] = {**SCALAR_OPS, **LEAF_OPS, **TENSOR_OPS, **PROOF_OPS}

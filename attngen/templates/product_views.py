@@ -10,7 +10,6 @@ from .geometry import TILE
 from .names import c_name
 from .storage import ELEMENT
 
-
 # Products on CUDA cores: terms summed one after the other. The rounding of one chain grows with its
 # length, so longer sums are sums of such sums.
 CHAIN = 64
