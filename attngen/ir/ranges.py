@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from .algebra import simplify
 from .interval import certainty, interval
-from .node import Node, const, idx, make, walk
+from .node import Node, cast, const, idx, make, walk
 from .ops import FLOATS
 
 
@@ -122,11 +122,11 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
     low_any = low_all = zero
     high_any = high_all = extent
     if bounds.lower is not None:
-        least, greatest = interval(bounds.lower, keep)
+        least, greatest = interval(_narrow(bounds.lower), keep)
         low_any = make("max", least, zero) if least is not None else zero
         low_all = make("max", greatest, zero) if greatest is not None else extent
     if bounds.upper is not None:
-        least, greatest = interval(bounds.upper, keep)
+        least, greatest = interval(_narrow(bounds.upper), keep)
         high_any = make("min", greatest, extent) if greatest is not None else extent
         high_all = make("min", least, extent) if least is not None else zero
     low_all, high_all, possible = _with_rest(bounds.rest, axis, keep, low_all, high_all)
@@ -144,6 +144,16 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
         full_begin=simplify(make("floordiv", make("add", low_all, up), width)),
         full_end=simplify(make("floordiv", high_all, width)),
     )
+
+
+def _narrow(bound: Node) -> Node:
+    """As the int32 that loops count in: a bound read from an int64 tensor may be past what that
+    holds, and stays past every position."""
+    if bound.dtype != "int64":
+        return bound
+    low, high = const(-2**30), const(2**30)
+    inside = make("where", make("lt", high, bound), high, cast(bound, "int32"))
+    return make("where", make("lt", bound, low), low, inside)
 
 
 def _with_rest(rest: Node | None, axis: str, keep: str, low: Node,
