@@ -1,12 +1,13 @@
-"""``python -m benchmarks [latency] [traffic] [cpu-forward]``: all of them by default."""
+"""``python -m benchmarks [latency] [traffic] [cpu-forward] [tiles]``: all of them by default."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import cpu_forward, latency, traffic
+from . import cpu_forward, latency, tiles, traffic
 
-PARTS = {"latency": latency.main, "traffic": traffic.main, "cpu-forward": cpu_forward.main}
+PARTS = {"latency": latency.main, "traffic": traffic.main, "cpu-forward": cpu_forward.main,
+         "tiles": tiles.main}
 
 
 def main() -> None:

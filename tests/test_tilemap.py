@@ -270,3 +270,10 @@ def test_command_draws_tiles() -> None:
     assert "one character is 13 x 13 tiles" in long[1] and max(map(len, long[2:])) <= 64
     assert "--tiles: '1,2,3'" in refusal("show", "--heads", "2", "--head-dim", "16", "--tiles",
                                          "1,2,3")
+
+
+def test_what_cancels_is_decided() -> None:
+    nothing = make("sub", idx("i"), idx("i"))
+    mask = make("le", make("mod", make("add", nothing, param("n")), const(3)), const(1))
+    for n, kind in ((4, 2), (5, 0)):
+        assert set(prove(mask, 64, 64, (16, 16), {"n": n}).dense().ravel()) == {kind}

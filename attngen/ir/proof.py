@@ -135,6 +135,10 @@ class Prover:
                    facts: dict[Linear, Facts]) -> list[Node]:
         """inner mod m ≤, ≥, = or ≠ edge, as a fact of what varies in ``inner``."""
         moving, still = inner.split(self.box)
+        if not moving.terms:  # what varied has cancelled
+            value, bound = make("mod", still.node(), const(m)), edge.node()
+            return [make("le", value, bound) if kind == "high" else
+                    make("le", bound, value) if kind == "low" else make(kind, value, bound)]
         sign = -1 if moving.terms[0][1] < 0 else 1
         bound = edge.node()
         least, greatest = const(0), const(m - 1)
