@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ MASKS: list[list[Any]] = [
     [masks.chunked(3), A, B, C, A, masks.chunked(3), masks.chunked(3)]]
 
 
-@pytest.mark.parametrize("each", MASKS, ids=str)
+@pytest.mark.parametrize("each", MASKS, ids=lambda each: re.sub(" at 0x[0-9a-f]+", "", str(each)))
 def test_each_head_has_its_own_mask(each: list[Any]) -> None:
     spec = ag.AttentionSpec(heads=len(each), head_dim=8, mask=ag.per_head(each))
     got = reference.visible(spec, 2, 7, 9)
