@@ -55,6 +55,13 @@ class CapturedError(AttngenError, ValueError):
     """
 
 
+class BlockMaskError(AttngenError, ValueError):
+    """A FlexAttention block mask that does not fit the tensors.
+
+    Example: ``block_mask is for 128 queries and 128 keys``
+    """
+
+
 class UnknownNameError(AttngenError, ValueError):
     """A name that is not in the list it must come from.
 
