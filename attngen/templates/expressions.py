@@ -90,7 +90,7 @@ def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
     if op == "gather":
         return _gather(node, [p[0] for p in parts]), _ATOM
     if op in _FUNCTIONS:
-        suffix = _SUFFIX[node.args[0].dtype]
+        suffix = _SUFFIX[node.dtype]
         return f"{op}_{suffix}({', '.join(p[0] for p in parts)})", _ATOM
     raise VerifyError(f"no C text for op {op!r}: add it to templates/expressions.py")
 
