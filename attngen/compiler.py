@@ -151,7 +151,7 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
     tensors = tuple(TensorArg(str(c_name(t.name)), t.axes, t.dtype, t.role)  # type: ignore[arg-type]
                     for t in lowered.placed.tensors)
     tensors += tuple(TensorArg(str(c_name(t.name)), tuple(map(str, range(t.ndim))), t.dtype,
-                               "table")
+                               "table", str(c_name(t.of)) if t.of else "")
                      for t in lowered.placed.tables)
     return Plan(spec.cache_key() if spec else None, options.target, "forward", tensors,
                 tuple(kernels), dict(lowered.placed.sizes), asdict(options))

@@ -163,6 +163,14 @@ _IDS = ("y[0] = u32(thread_id()); y[1] = u32(lane_id()); y[2] = u32(warp_id()); 
 # Inside the table of 2 x 2 words and outside of it, by row and column.
 _GATHER = ("y[0] = gather<int>(from, int(x[0] % 4) - 1, 2, 2, int(x[1] % 4) - 1, 2, 1); "
            "y[1] = gather<int>(from, i64(x[2] % 6) - 1, 4, 1); y[2] = gather<int>(from + 3);")
+# Of two rows of 8 elements each; 16 bytes are the least and greatest of all 8.
+_RANGES = ("const i64* blocks = reinterpret_cast<const i64*>(from); "
+           "const i64 low = int(x[0] % 5) - 1, high = int(x[1] % 12); "
+           "i64 z = table_min(low, high, 8, blocks); "
+           "y[0] = static_cast<u32>(z); y[1] = static_cast<u32>(z >> 32); "
+           "z = table_max(low, high, 8, blocks, int(x[2] % 3), 1, 2)"
+            " - in_range<true>(0, 1, 8, blocks); "
+           "y[2] = static_cast<u32>(z); y[3] = static_cast<u32>(z >> 32);")
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     _unary("fast_exp2", _scaled(20.0), 4.0, 2.0**-126),
@@ -184,6 +192,7 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
               "static_cast<unsigned short>(x[0])})); y[2] = word(plain(f16_t{"
               "static_cast<unsigned short>(x[1])}));", _bits, 0.0),
     Primitive("gather", 4, 3, _GATHER, _bits),
+    Primitive("table_min", 4, 4, _RANGES, _bits),
     _whole("abs_i32", 1, _integers(-1000, 1000)), _whole("ceil_div", 2, _integers(1, 1000)),
     Primitive("align_up", 1, 1, "y[0] = align_up(x[0] >> 4, 1u << (lane % 11));", _bits),
     Primitive("recompute", 2, 2, "y[0] = u32(recompute(int(x[0]))); y[1] = x[1];", _bits),

@@ -11,9 +11,10 @@ import re
 from functools import lru_cache
 
 import pytest
+import torch
 from pairwise import Row, full, pairs, pairwise
 
-from attngen import AttentionSpec
+from attngen import AttentionSpec, masks, scores
 from attngen.compiler import Options, lower, make_plan
 from attngen.runtime.nvrtc import compile_cubin
 from attngen.runtime.plan import KernelPlan, Plan
@@ -25,9 +26,14 @@ REGISTERS = 65536
 # Shared memory of a block that the system keeps, on some architectures listed as the kernel's own.
 RESERVED = 1024
 
+IDS = torch.zeros(8, dtype=torch.int64)
 VISIBLE = {
     "all": {}, "causal": {"causal": True}, "window": {"window": (96, 33)},
     "causal-window": {"causal": True, "window": 200},
+    # What is asked of each tile, without captured tensors and with.
+    "asked": {"causal": True, "mask": masks.sliding_window(900) | masks.attention_sinks(4)},
+    "document": {"causal": True, "mask": masks.document(IDS),
+                 "score": scores.bias(torch.zeros(1, 12, 8, 8))},
 }
 GROUPS: dict[str, int | tuple[int, ...]] = {"mha": 12, "gqa6": 2, "uneven": (0,) * 5 + (1,) * 7}
 FUSED = {

@@ -72,7 +72,9 @@ def test_every_function_says_what_it_does() -> None:
 
 # Calls every function of the layer, so that none escapes the assembler.
 USE = """
-struct Params { const float* a; const bf16_t* b; float* out; f16_t* h; i64 stride; int n; };
+struct Params {
+    const float* a; const bf16_t* b; float* out; f16_t* h; i64 stride; const i64* w; int n;
+};
 template <typename T> DEVICE_FN float use_all(const Params& p) {
     const u32 s = align_up(shared_base(), 128);
     const int lane = lane_id();
@@ -111,6 +113,9 @@ template <typename T> DEVICE_FN float use_all(const Params& p) {
     x += load_global(p.a) + to_float(load_global(p.b)) + to_float(from_float<T>(x));
     x += plain(1.0f) + plain(bf16_t{1}) + plain(f16_t{1});
     x += gather<float>(p.a, lane, p.n, p.stride, 3, p.n, 1) + gather<float>(p.b, 2, p.n, p.stride);
+    x += static_cast<float>(table_min(p.stride, 9, p.n, p.w, lane, 2, 3));
+    x += static_cast<float>(table_max(1, 2, p.n, p.w));
+    x += static_cast<float>(in_range<true>(1, 2, p.n, p.w));
     load_global_b128(r, p.a);
     const int at = 8 * thread_id();
     store_global(p.h + at, from_float<f16_t>(x));

@@ -14,7 +14,7 @@ import forward_cases as cases
 import pytest
 from forward_cases import Case
 
-from attngen import knobs
+from attngen import AttentionSpec, knobs, masks
 from attngen.compiler import Options, lower, make_plan
 from attngen.errors import EmulatorError
 from attngen.runtime.emulator.mutate import mutations
@@ -29,6 +29,9 @@ SEEDS = range(8)
 CALLS = (Case(heads=1, batch=1, causal=True, seqlen_q=197, seqlen_k=420),
          Case(heads=1, batch=1, causal=True, seqlen_q=197, seqlen_k=60))
 
+SKIPPING = AttentionSpec(heads=1, head_dim=CALLS[0].head_dim, causal=True,
+                         mask=masks.sliding_window(70) | masks.attention_sinks(3))
+
 KERNELS = {
     f"{dtype} {copies} {stages[0]},{stages[1]}": (dtype, copies == "16B", True, stages)
     for dtype, copies in (("bfloat16", "16B"), ("bfloat16", "scalar"), ("float32", "16B"),
@@ -36,9 +39,11 @@ KERNELS = {
     for stages in ((1, 1), (2, 1), (2, 2))
 } | {"unfused bfloat16": ("bfloat16", True, False, (2, 1)),
      "unfused float32": ("float32", True, False, (1, 1)),
-     "unfused scalar": ("float16", False, False, (2, 2))}
+     "unfused scalar": ("float16", False, False, (2, 2)),
+     "skipping 1,1": ("bfloat16", True, True, (1, 1)),
+     "skipping 2,2": ("bfloat16", True, True, (2, 2))}
 QUICK_KERNELS = ("bfloat16 16B 1,1", "bfloat16 16B 2,1", "bfloat16 16B 2,2", "float32 16B 1,1",
-                 "unfused bfloat16")
+                 "unfused bfloat16", "skipping 2,2")
 
 
 @cache
@@ -46,7 +51,8 @@ def plan_of(name: str) -> Plan:
     dtype, vectorized, fuse, stages = KERNELS[name]
     schedule = {"block_n": 64, "stages": stages} if dtype != "float32" else {"stages": stages}
     options = Options("sm_80", dtype, vectorized, fuse, tuple(sorted(schedule.items())))
-    return make_plan(CALLS[0].spec, options, lower(CALLS[0].spec, options))
+    spec = SKIPPING if "skipping" in name else CALLS[0].spec
+    return make_plan(spec, options, lower(spec, options))
 
 
 def _objects(plan: Plan, dtype: str, seed: int) -> bool:

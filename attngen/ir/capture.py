@@ -45,7 +45,7 @@ _RESERVED = frozenset("""
     q k v o lse do dq dk dv delta sinks batch heads groups head_dim head_dim_v seqlen_q seqlen_k
     q_offset kv_offset kv_len params
     """.split())
-_DERIVED = ("_stride_", "_size_", "_ptr")
+_DERIVED = ("_stride_", "_size_", "_ptr", "_per_64")
 
 
 class Captures:

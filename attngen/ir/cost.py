@@ -17,8 +17,9 @@ from .bounds import EXTENTS
 from .eval_tile import BYTES
 from .graph import Graph
 from .node import Node, walk
-from .ops import SCALAR_OPS
+from .ops import PROOF_OPS, SCALAR_OPS
 from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, Tensor, statements
+from .tables import bound, summary
 
 Array = np.ndarray[Any, Any]
 _AT_ONCE = 1 << 20  # tiles looked at together
@@ -70,6 +71,10 @@ class _Counter:
                  params: Mapping[str, Any]) -> None:
         self.kernel, self.extents = kernel, extents
         self.params = {**dict(params), **{n: extents[a] for a, n in EXTENTS.items()}}
+        for table in kernel.tables:
+            if table.of:
+                self.params[table.of] = np.asarray(self.params[table.of])
+                self.params[table.name] = summary(self.params[table.of])
         self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
         tiles = -(-extents[kernel.keep] // kernel.schedule.block_m)
         self.first = np.arange(tiles) * kernel.schedule.block_m
@@ -122,6 +127,11 @@ class _Counter:
         if not args and n.op != "gather":
             leaf = self._leaf(n)
             return leaf[..., None] if leaf.ndim and tiles is not None else leaf
+        if n.op in PROOF_OPS:
+            *leading, low, high = args
+            name = n.attr("name")
+            return bound(n.op, self.params[f"{name}_per_64"], self.params[name].shape[-1], leading,
+                         low, high)
         if n.op == "gather":
             args = [np.asarray(self.params[n.attr("name")]), *args]
         if n.op == "cast":

@@ -18,7 +18,7 @@ from .bounds import EXTENTS
 from .eval_tensor import round_to
 from .graph import Graph
 from .node import Node, walk
-from .ops import FLOATS, SCALAR_OPS
+from .ops import FLOATS, PROOF_OPS, SCALAR_OPS
 from .stmt import (
     Barrier,
     Commit,
@@ -38,6 +38,7 @@ from .stmt import (
     Value,
     Wait,
 )
+from .tables import bound, summary
 
 Array = np.ndarray[Any, Any]
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
@@ -209,6 +210,11 @@ class TileInterpreter:
     def _operate(self, n: Node, args: list[Array], axes: tuple[str, ...]) -> Array:
         if not args and n.op != "gather":
             return self._leaf(n, axes)
+        if n.op in PROOF_OPS:
+            *leading, low, high = args
+            name = n.attr("name")
+            return bound(n.op, self.memory[f"{name}_per_64"], self.memory[name].shape[-1], leading,
+                         low, high)
         if n.op == "gather":
             args.insert(0, self.memory[n.attr("name")])
         if n.op == "cast" and n.dtype not in FLOATS:
@@ -287,6 +293,7 @@ def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[s
     tables = {t.name for t in graph.tables}
     memory = {name: np.asarray(a, None if name in tables else precision)
               for name, a in inputs.items()}
+    memory.update({t.name: summary(memory[t.of]) for t in graph.tables if t.of})
     sizes = {**dict(params), **{EXTENTS[a]: extents[a] for a in EXTENTS}}
     counts: Counter[str] = Counter()
     for t in graph.tensors:

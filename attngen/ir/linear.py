@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .node import Node, const, make
-from .ops import FLOATS
+from .node import Node, const, make, walk
+from .ops import FLOATS, PROOF_OPS
 
 Bound = Node | None
 Box = dict[str, tuple[Node, Node]]  # axis -> least and greatest index
+_SMALL = 1024  # factors of a table's bounds that cannot overflow (see tables.UNKNOWN)
 
 
 def varies(n: Node, box: Box) -> bool:
@@ -155,6 +156,8 @@ class Extent:
         high: Linear | None = still
         for n, c in moving.terms:
             least, greatest = self.of(n) if c > 0 else self.of(n)[::-1]
+            if abs(c) > _SMALL and _reads_tables(least, greatest):
+                return None, None
             low = None if low is None or least is None else plus(low, linear(least).scaled(c))
             high = (None if high is None or greatest is None
                     else plus(high, linear(greatest).scaled(c)))
@@ -193,7 +196,7 @@ class Extent:
     def _product(self, n: Node) -> tuple[Bound, Bound]:
         """Least and greatest of the four corners."""
         a, b = self.of(n.args[0]), self.of(n.args[1])
-        if None in a or None in b:
+        if None in a or None in b or _reads_tables(*a, *b):
             return None, None
         same = n.args[0] is n.args[1]
         pairs = [(0, 0), (1, 1)] if same else [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -212,8 +215,12 @@ class Extent:
         if low is None or high is None or any(varies(a, self.box) for a in rest):
             return None, None
         name = n.attr("name")
-        return tuple(make(op, *rest, low, high, name=name, dtype=n.dtype)  # type: ignore[return-value]
+        return tuple(make(op, *rest, low, high, name=name, dtype="int64")  # type: ignore[return-value]
                      for op in ("table_min", "table_max"))
+
+
+def _reads_tables(*bounds: Bound) -> bool:
+    return any(m.op in PROOF_OPS for n in bounds if n is not None for m in walk(n))
 
 
 def _extremum(op: str, a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:

@@ -41,6 +41,7 @@ from .stmt import (
     tile_axes,
 )
 from .stream import rescale_factor
+from .tables import summarised, summary_of
 from .visits import visits
 
 _LARGE = 12  # an expression of more terms than this, used twice, is computed once
@@ -60,7 +61,9 @@ def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: 
         with interning(*region.roots):
             kernel = _Lowering(region, graph, plan, keep, loop).kernel()
         kernels.append(drop_full_range(kernel))
-    return replace(graph, stage="tiled", kernels=tuple(kernels))
+    summaries = dict.fromkeys(t for k in kernels for t in k.tables if t.of)
+    return replace(graph, stage="tiled", kernels=tuple(kernels),
+                   tables=(*graph.tables, *summaries))
 
 
 class _Lowering:
@@ -166,7 +169,9 @@ class _Lowering:
                                  self.visits.full, origin=self.loop))
         names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
         exprs = (*expressions(tuple(body)), extent(self.keep), extent(self.loop))
-        tables = gathered(*exprs)
+        names_read, asked = gathered(*exprs), summarised(*exprs)
+        tables = [t for t in self.graph.tables if t.name in names_read]
+        tables += [summary_of(t) for t in tables if t.name in asked]
         params = {Param(n.attr("name"), "b" in n.axes, n.dtype)
                   for n in walk(*exprs) if n.op == "param"}
         return Kernel(
@@ -174,7 +179,7 @@ class _Lowering:
             self.keep, self.loop, tuple(self.graph.tensor(n) for n in names),
             tuple(sorted(params, key=lambda p: (p.per_batch, p.name))),
             tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes,
-            tables=tuple(t for t in self.graph.tables if t.name in tables))
+            tables=tuple(tables))
 
     def _loop_count(self) -> int:
         finished = [self.loops.level(n) for n in walk(*self.roots) if self.loops.over(n)]

@@ -16,7 +16,7 @@ from math import gcd
 
 from .cases import Atom, Formula, Normal, cases, count
 from .linear import Box, Extent, Linear, linear, plus
-from .node import Node, const, make
+from .node import Node, const, make, walk
 
 _FAR = 2**30  # positions are smaller; bounds beyond are not computed with
 TRUE, FALSE = const(True), const(False)
@@ -88,6 +88,8 @@ class Prover:
         moving, still = atom.sum.split(self.box)
         if not moving.terms:
             return [make(atom.kind, still.node(), const(0))]
+        if _gathers(moving) and _gathers(still, "int64"):
+            return []  # of entries of any size, bounds are not known well enough to compare
         divisor = 0
         for _, c in moving.terms:
             divisor = gcd(divisor, c)
@@ -120,7 +122,10 @@ class Prover:
                 chosen = {"high": [above], "low": [below], "eq": [above, below]}[kind]
                 return [x for a in chosen for x in self._note(a, facts)]
         known, bound = facts.setdefault(total, Facts()), edge.node()
-        if not edge.terms and abs(edge.constant) >= 2**31:  # outside of what indices can be
+        if not edge.terms and abs(edge.constant) >= 2**31:
+            if _gathers(total):
+                return []  # tables may hold anything; numbers this large are not computed with
+            # Outside of what indices can be.
             hopeless = kind == "eq" or (kind == "high") == (edge.constant < 0) and kind != "ne"
             return [FALSE] if hopeless else []
         if kind in ("high", "eq"):
@@ -200,6 +205,12 @@ def _join(op: str, parts: Iterable[Node]) -> Node:
         if part != neutral:
             out = part if out is None else make(op, out, part)
     return out or neutral
+
+
+def _gathers(total: Linear, *dtypes: str) -> bool:
+    """True when a captured tensor (of the types given) is read in a sum."""
+    return any(m.op == "gather" and (not dtypes or m.dtype in dtypes)
+               for n, _ in total.terms for m in walk(n))
 
 
 def _divided(edge: Linear, divisor: int) -> Linear:

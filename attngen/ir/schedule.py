@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from .bounds import EXTENTS
 from .graph import Region
 from .node import walk
+from .ranges import solve
 from .stmt import Schedule
 
 
@@ -69,9 +70,18 @@ _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move t
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
+def _needs_room(region: Region) -> bool:
+    """Reading captured tensors at positions takes registers for their addresses; what a mask says
+    beyond bounds takes some for the questions about tiles, and for every element of most."""
+    nodes = list(walk(*region.roots))
+    rests = [(solve(n.args[0], axis).rest, axis)
+             for n in nodes if n.op == "visible" for axis in EXTENTS]
+    return any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in nodes) or any(
+        rest is not None and axis in rest.axes for rest, axis in rests)
+
+
 def _with_room(schedule: Schedule, widest: int) -> Schedule:
-    """Reading captured tensors at positions takes registers for their addresses: a thread has half
-    as many rows then, or columns."""
+    """Half as many rows in a thread, or columns."""
     if schedule.engine == "simt":
         return replace(schedule, warps=schedule.block_m // 8,
                        block_n=32 if widest <= 128 else 16)
@@ -88,9 +98,9 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
-    reads = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
+    room = _needs_room(region)
     for widest, least, schedule in table:
-        if reads:
+        if room:
             schedule = _with_room(schedule, widest)
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))

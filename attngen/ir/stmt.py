@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
 from .node import Node, walk
+from .ops import PROOF_OPS
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Tensor:
 @dataclass(frozen=True)
 class Table:
     """A captured tensor: elements are read by position, in expressions (``gather``). Its lengths
-    and strides are run-time numbers."""
+    and strides are run-time numbers. With ``of`` it is the summary of another, made at every call:
+    see ``tables.summary``."""
 
     name: str
     dtype: str
     ndim: int
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,8 @@ class Kernel:
 
 def gathered(*roots: Node) -> tuple[str, ...]:
     """Names of the captured tensors that expressions read, in order of first use."""
-    return tuple(dict.fromkeys(n.attr("name") for n in walk(*roots) if n.op == "gather"))
+    return tuple(dict.fromkeys(n.attr("name") for n in walk(*roots)
+                               if n.op == "gather" or n.op in PROOF_OPS))
 
 
 def tile_axes(axes: tuple[str, ...], keep: str, loop: str) -> tuple[str, ...]:

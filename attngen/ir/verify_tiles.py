@@ -6,7 +6,7 @@ from ..errors import VerifyError
 from .bounds import EXTENTS
 from .graph import Graph
 from .node import Node, walk
-from .ops import OPS
+from .ops import OPS, PROOF_OPS
 from .show import formula
 from .stmt import (
     Barrier,
@@ -32,6 +32,7 @@ from .stmt import (
     tile_axes,
     writes,
 )
+from .tables import summarised, summary_of
 from .verify_placed import BYTES, check_placement
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)
@@ -53,7 +54,7 @@ def check_kernel(graph: Graph, kernel: Kernel) -> None:
     check_schedule(kernel)
     check_grid(kernel)
     check_params(kernel)
-    check_tables(kernel)
+    check_tables(graph, kernel)
     check_values(kernel)
     check_flow(kernel)
     for stmt in statements(kernel.body):
@@ -106,20 +107,36 @@ def check_tensor_uses(graph: Graph, kernel: Kernel) -> None:
             raise VerifyError(f"{type(s).__name__} of the {role} {s.tensor}")
 
 
-def check_tables(kernel: Kernel) -> None:
-    """The kernel's captured tensors are those its expressions read, each read as it may be."""
+def check_tables(graph: Graph, kernel: Kernel) -> None:
+    """The kernel's captured tensors are those its expressions read, each read as it may be, and
+    the summaries of those they ask about."""
     exprs = list(expressions(kernel.body))
     for n in walk(*exprs):
         if n.op == "gather":
             check_gather(kernel.tables, n)
-    used, have = set(gathered(*exprs)), [t.name for t in kernel.tables]
-    if used != set(have) or len(used) != len(have):
-        raise VerifyError(f"kernel {kernel.name} reads tables {sorted(used)}, declares {have}")
+        elif n.op in PROOF_OPS:
+            check_range(kernel.tables, n)
+    own = {t.name: t for t in kernel.tables if not t.of}
+    expected = [*own.values(), *(summary_of(own[n]) for n in summarised(*exprs) if n in own)]
+    if set(own) != set(gathered(*exprs)) or sorted(kernel.tables, key=str) != sorted(
+            expected, key=str) or not set(kernel.tables) <= set(graph.tables):
+        raise VerifyError(f"kernel {kernel.name} reads tables {sorted(gathered(*exprs))}, declares "
+                          f"{[t.name for t in kernel.tables]}")
+
+
+def check_range(tables: tuple[Table, ...], n: Node) -> None:
+    """A question about a range of a table of whole numbers: an index for each dimension, two for
+    the last."""
+    found = [t for t in tables if t.name == n.attr("name") and not t.of]
+    if not found or len(n.args) != found[0].ndim + 1 or n.dtype != "int64" \
+            or STORED[found[0].dtype][0].startswith("float") \
+            or any(a.dtype not in ("int32", "int64") for a in n.args):
+        raise VerifyError(f"{n.op} of {n.attr('name')!r} at {[a.dtype for a in n.args]}")
 
 
 def check_gather(tables: tuple[Table, ...], n: Node) -> None:
     """A gather names a table, has an index for each of its dimensions and a type it is read as."""
-    found = [t for t in tables if t.name == n.attr("name")]
+    found = [t for t in tables if t.name == n.attr("name") and not t.of]
     if not found:
         raise VerifyError(f"gather of {n.attr('name')!r}, which is no captured tensor")
     t = found[0]
@@ -253,7 +270,7 @@ def _check_visits(kernel: Kernel, loop: Loop, asks: bool) -> None:
             continue
         if n.dtype != "bool" or {kernel.keep, kernel.loop} & set(n.axes):
             raise VerifyError(f"{kernel.name}: {formula(n)} is no condition on a tile")
-        stray = [m.op for m in walk(n) if OPS[m.op].group not in ("scalar", "leaf")
+        stray = [m.op for m in walk(n) if OPS[m.op].group not in ("scalar", "leaf", "proof")
                  or m.op in ("input", "value")]
         if stray:
             raise VerifyError(f"{kernel.name}: {stray[0]} in a condition on a tile")

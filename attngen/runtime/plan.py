@@ -20,7 +20,7 @@ Role = Literal["input", "output", "workspace", "table"]
 Ctype = Literal["pointer", "int64", "int32", "float32", "float64"]
 Language = Literal["cuda", "cpp"]
 
-SCHEMA = 3
+SCHEMA = 4
 
 SIZE_OF: dict[str, str] = {
     "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k",
@@ -37,12 +37,14 @@ _WIDTH: dict[str, int] = {"pointer": 8, "int64": 8, "int32": 4, "float32": 4, "f
 
 class TensorArg(NamedTuple):
     """A tensor the kernels read or write; its strides are given in the order of ``axes``. Axes of a
-    captured tensor (role "table") are numbered, and its lengths are arguments too."""
+    captured tensor (role "table") are numbered, and its lengths are arguments too. With ``of`` it
+    is that one's summary (``summary.per_64``), made at each call."""
 
     name: str
     axes: tuple[str, ...]
     dtype: str
     role: Role
+    of: str = ""
 
 
 class ParamArg(NamedTuple):
@@ -137,8 +139,8 @@ class Plan(NamedTuple):
                 raise ValueError("written by another version of attngen")
             plan = cls(*values)
             return plan._replace(
-                tensors=tuple(TensorArg(name, tuple(axes), dtype, role)
-                              for name, axes, dtype, role in plan.tensors),
+                tensors=tuple(TensorArg(name, tuple(axes), *rest)  # type: ignore[arg-type]
+                              for name, axes, *rest in plan.tensors),
                 kernels=tuple(_kernel(values) for values in plan.kernels))
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error}") from None

@@ -10,6 +10,7 @@ from .captured import Captured
 from .launch import Buffer, Executable
 from .operands import Heads
 from .plan import ITEMSIZE, SIZE_OF, Plan, TensorArg
+from .summary import per_64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class Variant:
         self._on_host = emulate or plan.target == "cpu"
         self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
         self._workspaces = tuple(t for t in plan.tensors if t.role == "workspace")
+        self._summaries = tuple(t for t in plan.tensors if t.of)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, batch: int, seqlen_q: int, seqlen_k: int,
             params: dict[str, int | float],
@@ -61,7 +63,10 @@ class Variant:
                        for name, t in tensors.items()}
         else:
             buffers = {name: Buffer(t.data_ptr(), t.stride()) for name, t in tensors.items()}
-        for name, t in (tables or {}).items():
+        tables = dict(tables or {})
+        for arg in self._summaries:
+            tables[arg.name] = per_64(tables[arg.of])
+        for name, t in tables.items():
             buffers[name] = Buffer(t.data_ptr(), t.stride(), operands.span_bytes(t), tuple(t.shape))
         if self._on_host:
             work = batch * heads * seqlen_q * seqlen_k * (head_dim + head_dim_v)

@@ -80,7 +80,7 @@ class Body:
 
     def _asked(self, asked: Node | None, axis: str) -> Condition | None:
         return None if asked is None else condition(
-            asked, axis, lambda leaf: self.context.expression(leaf, set()))
+            asked, axis, lambda leaf: self.context.expression(leaf, set()), "recompute")
 
     def _declared(self, stmt: ir.Map, lines: tuple[Code, ...],
                   scope: Scope) -> tuple[Code, ...]:

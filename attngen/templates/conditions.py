@@ -21,8 +21,10 @@ class Condition:
     last: bool
 
 
-def condition(root: Node, axis: str, leaf: Callable[[Node], str]) -> Condition:
-    """C text of a condition on the tile of ``axis``. ``leaf`` names what is not of that tile.
+def condition(root: Node, axis: str, leaf: Callable[[Node], str],
+              anew: str = "") -> Condition:
+    """C text of a condition on the tile of ``axis``. ``leaf`` names what is not of that tile; it
+    goes through the function ``anew``, so that nothing computed from it is kept between tiles.
 
     Raises VerifyError for an op that has no C text.
     """
@@ -39,7 +41,14 @@ def condition(root: Node, axis: str, leaf: Callable[[Node], str]) -> Condition:
             return str(n.attr("name"))
         return f"{axis}_{n.op}" if n in own.values() else leaf(n)
 
+    for n in walk(root) if anew else ():
+        if n.op in ("first", "last", "param") and n.dtype == "int32" and n not in own.values():
+            step = value(f"x{len(steps)}", (), n.dtype)
+            steps.append(Code(f"const int {step.attr('name')} = {anew}({leaf(n)});"))
+            named[n.key] = step
     for n in walk(root):
+        if n.key in named:
+            continue
         new = rebuild(n, tuple(named[a.key] for a in n.args)) if n.args else n
         if n.args and uses.get(n.key, 0) > 1:
             step = value(f"x{len(steps)}", (), n.dtype)

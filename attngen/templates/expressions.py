@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ..errors import VerifyError
 from ..ir.node import Node
+from ..ir.ops import PROOF_OPS
 from .abi import size_name, table_stride_name
 from .names import c_name
 
@@ -89,6 +90,8 @@ def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
         return f"({c_type(node.dtype)})({parts[0][0]})", _UNARY
     if op == "gather":
         return _gather(node, [p[0] for p in parts]), _ATOM
+    if op in PROOF_OPS:
+        return _range(node, [p[0] for p in parts]), _ATOM
     if op in _FUNCTIONS:
         suffix = _SUFFIX[node.dtype]
         return f"{op}_{suffix}({', '.join(p[0] for p in parts)})", _ATOM
@@ -100,6 +103,16 @@ def _gather(node: Node, indices: list[str]) -> str:
     triples = [f"{index}, params.{size_name(table, n)}, params.{table_stride_name(table, n)}"
                for n, index in enumerate(indices)]
     return f"gather<{c_type(node.dtype)}>({', '.join([f'params.{c_name(table)}', *triples])})"
+
+
+def _range(node: Node, args: list[str]) -> str:
+    *leading, low, high = args
+    table = node.attr("name")
+    blocks = f"{table}_per_64"
+    triples = [f"{index}, params.{size_name(blocks, n)}, params.{table_stride_name(blocks, n)}"
+               for n, index in enumerate(leading)]
+    length = f"params.{size_name(table, len(leading))}"
+    return f"{node.op}({', '.join([low, high, length, f'params.{c_name(blocks)}', *triples])})"
 
 
 def _wrap(part: tuple[str, int], rank: int) -> str:

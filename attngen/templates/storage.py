@@ -24,7 +24,8 @@ TABLE_ELEMENT = {**ELEMENT, "float64": "double", "int64": "i64", "int16": "short
 def table_field(table: Table) -> Line:
     """The member of ``Params`` that points to a captured tensor."""
     return Line(Code(f"const {TABLE_ELEMENT[table.dtype]}* {c_name(table.name)};"),
-                comment(f"captured, {table.ndim}-D"))
+                comment(f"captured, {table.ndim}-D" if not table.of else
+                        f"least and greatest of every 64 elements of {table.of}"))
 
 
 @dataclass(frozen=True)

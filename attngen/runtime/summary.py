@@ -1,0 +1,33 @@
+"""What kernels are told of captured tensors besides their elements, computed at every call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK = 64
+_FAR, _UNKNOWN = 1 << 40, 1 << 50
+
+
+def per_64(table: Tensor) -> Tensor:
+    """int64 [..., blocks, 2]: least and greatest of every 64 entries of the last dimension.
+
+    A block with an entry beyond 2^40 counts as holding anything from -2^50 to 2^50, so that sums
+    of bounds do not overflow. An empty table has one block of zeros.
+    """
+    import torch
+
+    values = table.to(torch.int64)
+    length = values.shape[-1]
+    if length == 0:
+        return values.new_zeros((*values.shape[:-1], 1, 2))
+    if length % _BLOCK:
+        more = -length % _BLOCK
+        values = torch.cat([values, values[..., -1:].expand(*values.shape[:-1], more)], -1)
+    low, high = torch.aminmax(values.unflatten(-1, (-1, _BLOCK)), dim=-1)
+    if table.dtype == torch.int64:
+        far = (low < -_FAR) | (high > _FAR)
+        low, high = low.masked_fill(far, -_UNKNOWN), high.masked_fill(far, _UNKNOWN)
+    return torch.stack((low, high), -1)
