@@ -1,4 +1,4 @@
-"""GPU suite, part 2: every function of the device layer, on the device and in the emulator.
+"""GPU suite, part 3: every function of the device layer, on the device and in the emulator.
 
 Same text, same words in, answers compared bit by bit (a few units in the last place where the
 hardware approximates). What the device answered is kept, so that machines without a GPU can hold

@@ -1,4 +1,4 @@
-"""GPU suite, part 4: how fast forward is, beside what a user would call instead.
+"""GPU suite, part 6: how fast forward is, beside what a user would call instead.
 
 SDPA's cuDNN, flash and efficient backends and compiled FlexAttention run on the same tensors
 (normal random bf16), taking turns in one process, timed by events with the L2 cache overwritten
@@ -78,6 +78,20 @@ def problems() -> list[Problem]:
     long = [p for p in squares if p.seqlen >= 4096]
     return [*long, *grouped[:1], *windows, *grouped[1:],
             *(p for p in squares if p not in long)]
+
+
+def trials() -> list[tuple[Problem, list[dict[str, Any]]]]:
+    """Schedules to try beside the heuristic's, by problem: data for its table."""
+    tried = {64: [(128, 64, 4, (2, 1)), (128, 64, 4, (2, 2)), (128, 128, 8, (2, 1)),
+                  (128, 128, 8, (1, 1)), (64, 64, 4, (2, 1)), (128, 64, 8, (2, 2))],
+             128: [(128, 64, 4, (2, 1)), (128, 64, 8, (2, 1)), (128, 64, 8, (2, 2)),
+                   (128, 128, 8, (1, 1)), (64, 64, 4, (2, 1)), (64, 64, 4, (2, 2)),
+                   (128, 48, 4, (2, 1)), (128, 32, 4, (2, 2))],
+             256: [(128, 64, 8, (1, 1)), (128, 32, 8, (2, 2)), (64, 32, 4, (2, 1)),
+                   (64, 64, 4, (1, 1)), (128, 48, 8, (2, 1))]}
+    return [(Problem(dim, 8192, causal, WIDTH // dim, WIDTH // dim, 2),
+             [dict(zip(("block_m", "block_n", "warps", "stages"), s, strict=True))
+              for s in schedules]) for dim, schedules in tried.items() for causal in (True, False)]
 
 
 def candidates(problem: Problem, q: Any, k: Any, v: Any, flex: bool) -> dict[str, Run]:
@@ -181,6 +195,30 @@ def table(rows: list[dict[str, Any]]) -> str:
          f"{r['of_best']:.2f}" if r.get("of_best") else "-") for r in rows])
 
 
+def try_schedules(problem: Problem, schedules: list[dict[str, Any]]) -> dict[str, Any]:
+    """TFLOP/s by schedule, the heuristic's first."""
+    import torch
+
+    from attngen.runtime import timing
+    from attngen.runtime.targets import default_target
+
+    shape = (problem.batch, problem.heads, problem.seqlen, problem.head_dim)
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    row: dict[str, Any] = {"name": str(problem), "refused": {}}
+    runs: dict[str, Run] = {}
+    for schedule in ({}, *schedules):
+        name = " ".join(map(str, schedule.values())) or "heuristic"
+        try:
+            attn = ag.compile(problem.spec(), default_target().name, schedule=schedule)
+            attn(q, k, v)
+        except ag.errors.AttngenError as refused:
+            row["refused"][name] = str(refused)[:200]
+            continue
+        runs[name] = lambda attn=attn: attn(q, k, v)  # type: ignore[misc]
+    times = timing.compare(runs, cuda=True, rounds=11)
+    return row | {"tflops": {n: problem.flops / t.median / 1e12 for n, t in times.items()}}
+
+
 def call_overhead() -> dict[str, float]:
     """Host time of a call on tiny tensors, in microseconds."""
     import torch
@@ -210,13 +248,18 @@ def part(progress: Progress) -> None:
                 progress.note(f"out of time: {len(todo) - n} problems not measured")
                 break
             # The problems still to come have a claim on the time, too.
-            spare = progress.left() - 1.2 * (len(todo) - n)
+            spare = progress.left() - 1.2 * (len(todo) - n) - 12.0
             flex = problem.flex and spare > _FLEX_SECONDS
             if problem.flex and not flex:
                 progress.note(f"{problem}: no time to compile FlexAttention")
             rows.append(measure(problem, flex, rounds=15))
             progress.add("speed", rows[-1])
             torch.cuda.empty_cache()
+        for problem, schedules in trials():
+            if progress.left() < _PER_CASE / 2:
+                progress.note(f"out of time: schedules of {problem} not tried")
+                continue
+            progress.add("schedules", try_schedules(problem, schedules))
     print(table(rows), flush=True)
 
 
