@@ -138,7 +138,7 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
     for kernel in lowered.placed.tiles:
         rendered = _render(kernel, options.target)
         kernels.append(KernelPlan(
-            name=rendered.entry, kind=kernel.name, language="cpp" if cpu else "cuda",
+            name=str(rendered.entry), kind=kernel.name, language="cpp" if cpu else "cuda",
             target=options.target, text=rendered.text,
             fields=tuple(Field(name, ctype) for name, ctype in rendered.fields),  # type: ignore[arg-type]
             tensors=(*(str(c_name(t.name)) for t in kernel.tensors),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import struct
@@ -12,7 +13,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fake_plans
-import numpy as np
 import pytest
 import torch
 
@@ -130,14 +130,15 @@ class FakeDriver:
         self.loads: list[tuple[bytes, str]] = []
         self.attributes: list[tuple[int, int, int]] = []
         self.launches: list[tuple[Any, ...]] = []
+        self.devices: list[int] = []
         self.refuse = ""
+        self.size = 0  # of the struct
         cupy = ModuleType("cupy")
         cuda = ModuleType("cupy.cuda")
         function = ModuleType("cupy.cuda.function")
         cupy.cuda, cuda.function, cuda.driver = cuda, function, self  # type: ignore
         function.Module = self.module  # type: ignore[attr-defined]
-        cuda.Stream = SimpleNamespace(  # type: ignore[attr-defined]
-            from_external=lambda s: SimpleNamespace(ptr=s.__cuda_stream__()[1]))
+        cuda.runtime = SimpleNamespace(setDevice=self.devices.append)  # type: ignore
         for name, module in (("cupy", cupy), ("cupy.cuda", cuda),
                              ("cupy.cuda.function", function)):
             monkeypatch.setitem(sys.modules, name, module)
@@ -148,14 +149,15 @@ class FakeDriver:
                 ("is_current_stream_capturing", lambda: False),
                 ("device", lambda index: nullcontext())):
             monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(device_kernel, "_threads", device_kernel._Threads())
 
     def module(self) -> Any:
         state: dict[str, bytes] = {}
 
         def get_function(name: str) -> Any:
+            assert type(name) is str  # CuPy takes no subclass
             self.loads.append((state["code"], name))
-            call = self.launch
-            return type("F", (), {"ptr": 1234, "__call__": lambda s, *a: call(name, *a)})()
+            return SimpleNamespace(ptr=1234)
 
         return SimpleNamespace(load=lambda code: state.update(code=code),
                                get_function=get_function)
@@ -163,18 +165,17 @@ class FakeDriver:
     def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
         self.attributes.append((function, attribute, value))
 
-    def launch(self, *arguments: Any) -> None:
+    def launchKernel(self, *arguments: Any) -> None:
         if self.refuse:
             raise RuntimeError(self.refuse)
-        self.launches.append(arguments)
+        *where, table, _ = arguments
+        struct = ctypes.c_void_p.from_address(table).value
+        self.launches.append((*where, ctypes.string_at(struct or 0, self.size)))
 
 
 class FakeStream:
     device_index = 1
     cuda_stream = 77
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, 77
 
 
 def test_a_device_launch_gets_the_struct_by_value_on_torchs_stream(
@@ -182,18 +183,18 @@ def test_a_device_launch_gets_the_struct_by_value_on_torchs_stream(
     driver = FakeDriver(monkeypatch, (8, 6))
     plan = fake_plans.copy_cuda("sm_80")
     executable = Executable(plan)
+    driver.size = struct.calcsize(struct_format(plan.kernels[0].fields))
     buffers, _ = buffers_for(plan)
     for _ in range(2):
         executable.run(buffers, {**SIZES, "seqlen_q": 300}, {**NUMBERS, "kv_len_ptr": 4096},
                        stream=FakeStream())
     assert [(code[:4], name) for code, name in driver.loads] == [(b"\x7fELF", "copy_rows")]
     assert driver.attributes == [(1234, 8, 65536)]
+    assert driver.devices == [1]  # once in a thread
     assert len(driver.launches) == 2
-    name, grid, block, (argument,), shared, stream = driver.launches[0]
-    assert (name, grid, block, shared, stream.ptr) == ("copy_rows", (3, 1, 1), (128, 1, 1), 65536,
-                                                       77)
-    assert isinstance(argument, np.ndarray) and argument.size == 1 and argument.dtype.kind == "V"
-    got = unpacked(plan, argument.tobytes())
+    function, *numbers, packed = driver.launches[0]
+    assert (function, numbers) == (1234, [3, 1, 1, 128, 1, 1, 65536, 77])
+    got = unpacked(plan, packed)
     assert got["q"] == buffers["q"].ptr and got["kv_len_ptr"] == 4096 and got["seqlen_q"] == 300
 
 
@@ -242,14 +243,6 @@ def test_without_cupy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(NoDeviceError, match=r'pip install "attngen\[cuda13\]"'):
         device_kernel.import_cupy()
-
-
-def test_older_cupy_has_another_name_for_foreign_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeDriver(monkeypatch, (8, 0))
-    cuda = sys.modules["cupy.cuda"]
-    monkeypatch.setattr(cuda, "Stream", object)
-    monkeypatch.setattr(cuda, "ExternalStream", lambda ptr, device: (ptr, device), raising=False)
-    assert device_kernel.cupy_stream(FakeStream()) == (77, 1)
 
 
 # -- the emulator, through a stand-in -----------------------------------------------------------

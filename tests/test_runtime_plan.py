@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_plans
 import pytest
+import torch
 
+from attngen import AttentionSpec, masks
+from attngen.compiler import Options, lower, make_plan
 from attngen.errors import LaunchError, NotDeliveredError, ShapeError, UnknownTargetError
 from attngen.runtime import targets
 from attngen.runtime.fingerprint import fingerprint_of, package_fingerprint
@@ -138,3 +143,21 @@ def test_fingerprint_sees_contents_names_and_nothing_else(tmp_path: Path) -> Non
     (tmp_path / "a" / "x.py").rename(tmp_path / "x.py")
     assert len({first, changed, fingerprint_of(tmp_path)}) == 3
     assert package_fingerprint() == package_fingerprint()
+
+
+def test_a_plan_made_now_has_plain_strings_as_one_read_from_the_cache() -> None:
+    """CuPy and ctypes take no subclass of str, which the templates' pieces of text are."""
+    options = Options("sm_80", "bfloat16")
+    spec = AttentionSpec(heads=2, head_dim=64, mask=masks.document(torch.tensor([0, 0, 1])))
+    made = make_plan(spec, options, lower(spec, options))
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from strings((*value, *value.values()))
+        elif isinstance(value, tuple | list):
+            for part in value:
+                yield from strings(part)
+
+    assert {type(text) for text in strings(made)} == {str}

@@ -44,49 +44,66 @@ def shared_need(schedule: Schedule, head_dim: int, head_dim_v: int) -> int:
 
 _LARGE = 200 * 1024  # shared memory of the largest multiprocessors
 
-# (widest head_dim, least shared memory of a multiprocessor, schedule), best first; the first that
-# fits the target is taken. At head_dim 64 and 128 a thread uses all 255 registers: there the
-# number of stages is the one that no architecture spills with (tests/test_compile_matrix.py).
+# (widest head_dim, least shared memory of a multiprocessor, schedules by how much a kernel computes
+# of a pair: "plain", "busy", "asking"), best first; the first that fits the target is taken.
+# Measured on an H200 (benchmarks/results/2026-11-27-gpu.json); where a thread uses all 255
+# registers, the number of stages is the one that no architecture spills with
+# (tests/test_compile_matrix.py).
 _MMA = (
-    (32, 0, Schedule(128, 128, 4, (2, 1))),
-    (64, 0, Schedule(128, 128, 4, (1, 1))),
-    (96, _LARGE, Schedule(128, 48, 4, (2, 1))),
-    (96, 0, Schedule(128, 64, 4, (2, 1))),
-    (128, _LARGE, Schedule(128, 64, 4, (1, 1))),
-    (128, 0, Schedule(128, 64, 4, (2, 1))),
-    (256, 0, Schedule(128, 64, 8, (2, 1))),
-    (256, 0, Schedule(128, 64, 8, (1, 1))),
-    (256, 0, Schedule(64, 64, 4, (1, 1))),
-    (256, 0, Schedule(64, 32, 4, (1, 1))),
+    (32, 0, (Schedule(128, 128, 4, (2, 1)), Schedule(128, 64, 4, (2, 2)),
+             Schedule(64, 64, 4, (2, 2)))),
+    (64, 0, (Schedule(128, 128, 4, (1, 1)), Schedule(128, 64, 4, (2, 2)),
+             Schedule(64, 64, 4, (2, 2)))),
+    (96, _LARGE, (Schedule(128, 48, 4, (2, 1)), Schedule(128, 32, 4, (2, 2)),
+                  Schedule(64, 64, 4, (2, 2)))),
+    (96, 0, (Schedule(128, 64, 4, (2, 1)), Schedule(128, 32, 4, (1, 1)),
+             Schedule(64, 64, 4, (1, 1)))),
+    (128, _LARGE, (Schedule(128, 64, 4, (1, 1)), Schedule(128, 32, 4, (2, 1)),
+                   Schedule(64, 64, 4, (2, 2)))),
+    (128, 0, (Schedule(128, 64, 4, (2, 1)), Schedule(128, 32, 4, (2, 1)),
+              Schedule(64, 64, 4, (1, 1)))),
+    (192, 0, (Schedule(128, 64, 8, (2, 1)), Schedule(128, 64, 8, (1, 1)),
+              Schedule(64, 32, 4, (2, 1)))),
+    (256, _LARGE, (Schedule(64, 64, 4, (1, 1)), Schedule(64, 64, 4, (1, 1)),
+                   Schedule(64, 32, 4, (2, 1)))),
+    (256, 0, (Schedule(128, 64, 8, (2, 1)), Schedule(128, 64, 8, (1, 1)),
+              Schedule(64, 32, 4, (2, 1)))),
+    (256, 0, (Schedule(128, 64, 8, (1, 1)), Schedule(64, 64, 4, (1, 1)),
+              Schedule(64, 32, 4, (1, 1)))),
+    (256, 0, (Schedule(64, 64, 4, (1, 1)),) * 2 + (Schedule(64, 32, 4, (1, 1)),)),
+    (256, 0, (Schedule(64, 32, 4, (1, 1)),) * 3),
 )
 _SIMT = (
-    (64, 0, Schedule(64, 64, 4, (1, 1), engine="simt")),
-    (128, 0, Schedule(64, 32, 4, (1, 1), engine="simt")),
-    (256, 0, Schedule(32, 32, 4, (1, 1), engine="simt")),
-    (256, 0, Schedule(32, 16, 4, (1, 1), engine="simt")),
+    (64, 0, (Schedule(64, 64, 4, (1, 1), engine="simt"),) * 2
+     + (Schedule(64, 32, 8, (1, 1), engine="simt"),)),
+    (128, 0, (Schedule(64, 32, 4, (1, 1), engine="simt"),) * 2
+     + (Schedule(64, 32, 8, (1, 1), engine="simt"),)),
+    (256, 0, (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2
+     + (Schedule(32, 16, 4, (1, 1), engine="simt"),)),
+    (256, 0, (Schedule(32, 16, 4, (1, 1), engine="simt"),) * 3),
 )
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
-def _needs_room(region: Region) -> bool:
-    """Reading captured tensors at positions takes registers for their addresses; what a mask says
-    beyond bounds takes some for the questions about tiles, and for every element of most."""
+_PLAIN, _BUSY, _ASKING = range(3)
+_PLAIN_VALUES = 9  # computed of a pair under causal, or with one function of the score
+
+
+def _kind(region: Region) -> int:
+    """What registers a kernel needs beside its products. Most values of a pair live at once:
+    windows with two sides and longer scores are busy. Reading captured tensors at positions takes
+    addresses; what a mask says beyond bounds takes questions about tiles, and most is asked of
+    every element: those are asking."""
     nodes = list(walk(*region.roots))
     rests = [(solve(n.args[0], axis).rest, axis)
              for n in nodes if n.op == "visible" for axis in EXTENTS]
-    return any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in nodes) or any(
-        rest is not None and axis in rest.axes for rest, axis in rests)
-
-
-def _with_room(schedule: Schedule, widest: int) -> Schedule:
-    """Half as many rows in a thread, or columns."""
-    if schedule.engine == "simt":
-        return replace(schedule, warps=schedule.block_m // 8,
-                       block_n=32 if widest <= 128 else 16)
-    return replace(schedule, warps=schedule.block_m // 16,
-                   block_n=min(schedule.block_n, 64 if widest <= 128 else 32))
+    if any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in nodes) or any(
+            rest is not None and axis in rest.axes for rest, axis in rests):
+        return _ASKING
+    of_pairs = sum(set(EXTENTS) <= set(n.axes) for n in nodes)
+    return _BUSY if of_pairs > _PLAIN_VALUES else _PLAIN
 
 
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
@@ -98,13 +115,12 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
-    room = _needs_room(region)
-    for widest, least, schedule in table:
-        if room:
-            schedule = _with_room(schedule, widest)
+    kind = _kind(region)
+    for widest, least, schedules in table:
+        schedule = schedules[kind]
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
         if max(head_dim, head_dim_v) <= widest and limits.shared_per_sm >= least \
                 and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)
-    return replace(table[-1][2], vector_bytes=vector_bytes)  # refused when it is placed
+    return replace(table[-1][2][kind], vector_bytes=vector_bytes)  # refused when it is placed

@@ -6,7 +6,11 @@ launch there, so one call (or ``build``) must come before a graph is captured.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import DeviceError, LaunchError, NoDeviceError
 from .nvrtc import Cubin, compile_cubin
@@ -26,7 +30,7 @@ class DeviceKernel:
         self.plan = plan
         self.counters = None
         self._cubin: Cubin | None = None
-        self._functions: dict[int, Any] = {}  # by device index
+        self._functions: dict[int, _Function] = {}  # by device index
 
     def build(self) -> Cubin:
         """Compile; also load onto torch's current device, if there is one that can run it."""
@@ -50,7 +54,6 @@ class DeviceKernel:
     def launch(self, packed: bytes, grid: tuple[int, int, int], call: Call) -> None:
         """Queue on ``call.stream``, torch's current one by default. Raises LaunchError,
         DeviceError and NoDeviceError."""
-        import numpy
         import torch
 
         _check_grid(self.plan.name, grid)
@@ -61,20 +64,23 @@ class DeviceKernel:
                                     where=f"kernel {self.plan.name}")
             stream = torch.cuda.current_stream()
         device = stream.device_index
-        # A numpy array of one element goes to the kernel by value, whatever its size in bytes.
-        argument = numpy.frombuffer(packed, dtype=f"V{len(packed)}")
-        with torch.cuda.device(device):
+        ready = device in _threads.ready and device == torch.cuda.current_device()
+        with _ALREADY if ready else _current(device):
             function = self._functions.get(device) or self._function(device)
+            # The driver reads the struct through a table of pointers, before it returns.
+            struct = ctypes.create_string_buffer(packed, len(packed))
+            table = ctypes.c_void_p(ctypes.addressof(struct))
             try:
-                function(grid, (self.plan.threads, 1, 1), (argument,), self.plan.shared_bytes,
-                         cupy_stream(stream))
+                function.driver.launchKernel(
+                    function.ptr, *grid, self.plan.threads, 1, 1, self.plan.shared_bytes,
+                    stream.cuda_stream, ctypes.addressof(table), 0)
             except Exception as problem:  # CuPy's driver errors have no public base
                 raise LaunchError(
                     f"kernel {self.plan.name} was not launched: {problem}",
                     where=f"cuda:{device}", numbers=f"grid {grid}, {self.plan.threads} threads, "
                     f"{self.plan.shared_bytes} B shared memory") from problem
 
-    def _function(self, device: int) -> Any:
+    def _function(self, device: int) -> _Function:
         """Load onto ``device``, which must be the current one."""
         import torch
 
@@ -104,8 +110,8 @@ class DeviceKernel:
             raise LaunchError(f"kernel {self.plan.name} cannot be loaded: {problem}",
                               where=f"cuda:{device}",
                               numbers=f"{self.plan.shared_bytes} B shared memory") from problem
-        self._functions[device] = function
-        return function
+        self._functions[device] = _Function(function.ptr, cupy.cuda.driver, function)
+        return self._functions[device]
 
 
 def import_cupy() -> Any:
@@ -119,13 +125,36 @@ def import_cupy() -> Any:
     return cupy
 
 
-def cupy_stream(stream: Any) -> Any:
-    """CuPy's view of a torch stream. Made anew each time: the current stream changes, and a graph
-    capture runs on one of its own."""
-    cuda = import_cupy().cuda
-    if hasattr(cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
-        return cuda.Stream.from_external(stream)
-    return cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+class _Function(NamedTuple):
+    """A loaded kernel's handle, who launches it, and what keeps it loaded."""
+
+    ptr: int
+    driver: Any
+    owner: Any
+
+
+class _Threads(threading.local):
+    """The devices that are ready for the driver's calls in this thread."""
+
+    def __init__(self) -> None:
+        self.ready: set[int] = set()
+
+
+_threads = _Threads()
+_ALREADY = nullcontext()
+
+
+@contextmanager
+def _current(device: int) -> Iterator[None]:
+    """Make ``device`` the current one. torch puts that off in a new thread until it needs the
+    device itself, the driver's own calls do not."""
+    import torch
+
+    with torch.cuda.device(device):
+        if device not in _threads.ready:
+            import_cupy().cuda.runtime.setDevice(device)
+            _threads.ready.add(device)
+        yield
 
 
 def _capability(device: int) -> int:
