@@ -140,7 +140,7 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
         kernels.append(KernelPlan(
             name=str(rendered.entry), kind=kernel.name, language="cpp" if cpu else "cuda",
             target=options.target, text=rendered.text,
-            fields=tuple(Field(name, ctype) for name, ctype in rendered.fields),  # type: ignore[arg-type]
+            fields=tuple(Field(str(name), str(ctype)) for name, ctype in rendered.fields),  # type: ignore[arg-type]
             tensors=(*(str(c_name(t.name)) for t in kernel.tensors),
                      *(str(c_name(t.name)) for t in kernel.tables)),
             params=tuple(ParamArg(str(c_name(p.name)), p.dtype, p.per_batch)  # type: ignore[arg-type]

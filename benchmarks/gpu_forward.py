@@ -114,6 +114,23 @@ def on_another_stream() -> list[str]:
     return [] if o.equal(want) else ["the call did not wait for its stream"]
 
 
+def in_another_thread() -> list[str]:
+    """A call works in a thread that has not used the device before."""
+    import threading
+
+    import torch
+
+    data = cases.inputs(SHARED, "cuda")
+    attn = compiled(SHARED.spec, True)
+    want, got = attn(data.q, data.k, data.v), []
+    torch.cuda.synchronize()
+    thread = threading.Thread(target=lambda: got.append(attn(data.q, data.k, data.v)))
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize()
+    return [] if got and got[0].equal(want) else ["the other thread's result differs"]
+
+
 def in_a_graph() -> list[str]:
     """A captured call replays, and sees new values in the same memory."""
     import torch
@@ -154,7 +171,7 @@ def as_emulated() -> list[str]:
 
 SPECIAL: dict[str, Callable[[], list[str]]] = {
     f.__name__: f for f in (front_door, as_emulated, same_bits_every_time, on_another_stream,
-                            in_a_graph)}
+                            in_another_thread, in_a_graph)}
 
 
 def part(progress: Progress) -> None:
