@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from typing import Any
 
@@ -13,13 +14,15 @@ from attngen.runtime import cxx
 from attngen.templates.render_cpu import device_layer
 
 Array = np.ndarray[Any, Any]
-C_TYPES = {"f32": "float", "f64": "double", "i32": "int"}
-DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32}
+C_TYPES = {"f32": "float", "f64": "double", "i32": "int", "i64": "int64_t"}
+DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64}
+REAL = ("f32", "f64")
 
 # name -> the same in extended precision, and the error allowed in units of 2^-24 or 2^-53.
 UNARY: dict[str, tuple[Any, float]] = {
     "exp": (np.exp, 2.0), "exp2": (np.exp2, 2.0), "log": (np.log, 4.0), "log2": (np.log2, 4.0),
     "tanh": (np.tanh, 5.0), "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3.0),
+    "erf": (lambda x: np.vectorize(math.erf)(x.astype(float)), 2.0),
     "sqrt": (np.sqrt, 1.0), "abs": (np.abs, 0.0),
     "recip0": (lambda x: np.where(x == 0, 0, 1 / np.where(x == 0, 1, x)), 1.0),
     "finite_or_zero": (lambda x: np.where(np.isneginf(x), 0, x), 0.0),
@@ -38,7 +41,7 @@ def layer() -> ctypes.CDLL:
                      f"    for (int i = 0; i < n; ++i) {line};\n}}\n")
 
     for suffix, kind in C_TYPES.items():
-        for name in UNARY if suffix != "i32" else ("abs",):
+        for name in UNARY if suffix in REAL else ("abs",):
             loop(f"test_{name}_{suffix}", f"const {kind}* x, {kind}* y",
                  f"y[i] = {name}_{suffix}(x[i])")
         for name in BINARY:
@@ -119,7 +122,7 @@ def test_binary_functions(name: str, suffix: str) -> None:
     whole = rng.integers(-100, 100, 2000), rng.integers(1, 12, 2000) * rng.choice([-1, 1], 2000)
     large = rng.integers(-2**31 + 1, 2**31, 2000), rng.integers(1, 2**20, 2000)
     a, b = (np.concatenate(pair) for pair in zip(whole, large, strict=True))
-    if suffix != "i32":
+    if suffix in REAL:
         a, b = a / 8, b / 8
     a, b = a.astype(DTYPES[suffix]), b.astype(DTYPES[suffix])
     if suffix == "f32" and name in ("floordiv", "mod"):

@@ -11,6 +11,7 @@ DEVICE_FN float exp_f32(float x) { return __builtin_expf(x); }
 DEVICE_FN float log_f32(float x) { return __builtin_logf(x); }
 DEVICE_FN float log2_f32(float x) { return __builtin_log2f(x); }
 DEVICE_FN float tanh_f32(float x) { return __builtin_tanhf(x); }
+DEVICE_FN float erf_f32(float x) { return __builtin_erff(x); }
 DEVICE_FN float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 DEVICE_FN float recip(float x) { return 1.0f / x; }
 DEVICE_FN float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -23,6 +24,9 @@ DEVICE_FN float floor_f32(float x) { return __builtin_floorf(x); }
 DEVICE_FN int max_i32(int a, int b) { return a > b ? a : b; }
 DEVICE_FN int min_i32(int a, int b) { return a < b ? a : b; }
 DEVICE_FN int abs_i32(int a) { return a < 0 ? -a : a; }
+DEVICE_FN i64 max_i64(i64 a, i64 b) { return a > b ? a : b; }
+DEVICE_FN i64 min_i64(i64 a, i64 b) { return a < b ? a : b; }
+DEVICE_FN i64 abs_i64(i64 a) { return a < 0 ? -a : a; }
 DEVICE_FN int floor_div(int a, int b) {
     const int q = a / b;
     return q - static_cast<int>(q * b != a && (a < 0) != (b < 0));

@@ -19,6 +19,7 @@ DEVICE_FN float exp_f32(float x) { return expf(x); }
 DEVICE_FN float log_f32(float x) { return logf(x); }
 DEVICE_FN float log2_f32(float x) { return log2f(x); }
 DEVICE_FN float tanh_f32(float x) { return tanhf(x); }
+DEVICE_FN float erf_f32(float x) { return erff(x); }
 
 // Correctly rounded.
 DEVICE_FN float sqrt_f32(float x) { return __fsqrt_rn(x); }
@@ -35,6 +36,9 @@ DEVICE_FN float floor_f32(float x) { return floorf(x); }
 DEVICE_FN int max_i32(int a, int b) { return a > b ? a : b; }
 DEVICE_FN int min_i32(int a, int b) { return a < b ? a : b; }
 DEVICE_FN int abs_i32(int a) { return a < 0 ? -a : a; }
+DEVICE_FN i64 max_i64(i64 a, i64 b) { return a > b ? a : b; }
+DEVICE_FN i64 min_i64(i64 a, i64 b) { return a < b ? a : b; }
+DEVICE_FN i64 abs_i64(i64 a) { return a < 0 ? -a : a; }
 
 // Quotient rounded down, and the remainder that goes with it (same sign as b). b is not 0.
 DEVICE_FN int floor_div(int a, int b) {
