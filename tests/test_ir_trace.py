@@ -137,10 +137,10 @@ def test_numbers_take_the_type_of_what_they_meet() -> None:
 
 
 def test_nodes_know_which_callable_they_came_from() -> None:
-    def distance(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    def nearness(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         return s - (i - j) * 0.5
-    node = trace(distance, ARGUMENTS, "distance", "float32")
-    assert node.origin == "distance" and node.args[1].origin == "distance"
+    node = trace(nearness, ARGUMENTS, "nearness", "float32")
+    assert node.origin == "nearness" and node.args[1].origin == "nearness"
 
 
 # -- refusals -----------------------------------------------------------------------------------

@@ -29,11 +29,11 @@ def traced(function: Callable[..., Any], heads: int | None = None) -> tuple[Node
 
 
 @pytest.mark.parametrize(("function", "text"), [
-    (lambda b, h, i, j: IDS[i] == IDS[j], "IDS[i] == IDS[j]"),
-    (lambda b, h, i, j: TABLE[b, h, j // 2] > 2, "2 < TABLE[b, h, j // 2]"),
-    (lambda b, h, i, j: TABLE[b][h][j] > 2, "2 < TABLE[b, h, j]"),
-    (lambda b, h, i, j: TABLE[b, 3][j] > 2, "2 < TABLE[b, 3, j]"),
-    (lambda b, h, i, j: TABLE[b, :, :][h, j] > 2, "2 < TABLE[b, h, j]"),
+    (lambda b, h, i, j: IDS[i] == IDS[j], "ids[j] == ids[i]"),
+    (lambda b, h, i, j: TABLE[b, h, j // 2] > 2, "2 < table[b, h, j // 2]"),
+    (lambda b, h, i, j: TABLE[b][h][j] > 2, "2 < table[b, h, j]"),
+    (lambda b, h, i, j: TABLE[b, 3][j] > 2, "2 < table[b, 3, j]"),
+    (lambda b, h, i, j: TABLE[b, :, :][h, j] > 2, "2 < table[b, h, j]"),
     (lambda b, h, i, j, t=IDS: t[j] > i, "i < t[j]"),
     (functools.partial(lambda ids, b, h, i, j: ids[j] > i, IDS), "i < ids[j]"),
     (lambda b, h, i, j: (i & 3) == (j ^ 1) % 2, "(i bitand 3)"),

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import TraceError
 from ..number import Dynamic, tracing
 from .capture import Captures
+from .naming import kernel_name
 from .node import Node, walk
 from .ops import SCALAR_OPS
 from .proxy import Scalar, Session, node_of, session
@@ -36,7 +37,8 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
     result of the wrong kind.
     """
     compute = "float32" if result == "bool" else result
-    token = session.set(Session(name, compute, captures, spoken_names(function)))
+    origin = kernel_name(name, "mask" if result == "bool" else "score")
+    token = session.set(Session(origin, compute, captures, spoken_names(function)))
     hook = tracing.set(_number)
     try:
         with _interceptor():
