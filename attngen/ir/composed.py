@@ -184,9 +184,9 @@ def composed(name: str, *args: Any, **kwargs: Any) -> Any:
 for _name in COMPOSED:
     setattr(Traced, _name, functools.partialmethod(
         lambda self, name, *args, **kwargs: composed(name, self, *args, **kwargs), _name))
-for _name, _function in (("pow", power), ("floor", lambda x: floor(x).to("int32")),
-                         ("ceil", lambda x: ceil(x).to("int32")),
-                         ("trunc", lambda x: trunc(x).to("int32")),
-                         ("round", lambda x, digits=0: round(x, digits).to("int32")),
-                         ("rpow", lambda x, base: power(base, x))):
-    setattr(Traced, f"__{_name}__", _function)
+for _name in ("floor", "ceil", "trunc", "round"):  # what math and Python make integers with
+    setattr(Traced, f"__{_name}__", functools.partialmethod(
+        lambda self, name, *args: composed(name, self, *args).to("int32"), _name))
+for _name, _function in (("__pow__", lambda x, y: composed("pow", x, y)),
+                         ("__rpow__", lambda x, y: composed("pow", y, x))):
+    setattr(Traced, _name, _function)
