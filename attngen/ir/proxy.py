@@ -271,7 +271,7 @@ def node_of(x: Any) -> Node:
     if isinstance(x, float) and (x != x or x == float("inf")):
         raise TraceError(f"{x} cannot stand in an expression",
                          remedy="Hide a key with -inf, or better with a mask.")
-    return const(x)
+    return const(x, session.get().compute if isinstance(x, float) else None)
 
 
 def _is_row(x: Any) -> bool:
