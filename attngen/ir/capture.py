@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import TraceError
 from .naming import kernel_name
-from .node import Node, gather, param
+from .node import Node, make, param
 
 _REGISTER = {"bool": "bool", "uint8": "int32", "int8": "int32", "int16": "int32", "int32": "int32",
              "int64": "int64", "float16": "float", "bfloat16": "float", "float32": "float",
@@ -92,7 +92,8 @@ class Captures:
         read as ``compute``. Raises TraceError."""
         table = self.table(source, spoken)
         register = _REGISTER[table.dtype]
-        return gather(table.name, indices, compute if register == "float" else register)
+        return make("gather", *indices, name=table.name, origin=table.name,
+                    dtype=compute if register == "float" else register)
 
     def number(self, source: Any, value: int | float, compute: str, spoken: str = "") -> Node:
         """The parameter of a dynamic number: int32 for whole numbers, else ``compute``."""
