@@ -93,6 +93,21 @@ def test_flex(name: str) -> None:
     torch.testing.assert_close(ours, flex.flex_attention(*tensors, block_mask=block_mask))
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_tiles(name: str) -> None:
+    """What is proved of tiles is so, for every pair in them."""
+    case = MASKS[name]
+    attn = ag.compile(spec_of(name, case.mod), "cpu")
+    tiles = attn.tiles(case.seqlen_q, case.seqlen_k, (16, 8), batch=BATCH, q_offset=0).dense()
+    seen = reference.visible(spec_of(name, case.oracle), BATCH, case.seqlen_q, case.seqlen_k,
+                             q_offset=0)
+    for row in range(tiles.shape[-2]):
+        for column in range(tiles.shape[-1]):
+            pairs = seen[..., row * 16:row * 16 + 16, column * 8:column * 8 + 8]
+            kind = torch.as_tensor(tiles)[..., row, column].expand(BATCH, HEADS)
+            assert not pairs[kind == 0].any() and pairs[kind == 2].all(), (row, column)
+
+
 def test_an_operator_of_unknown_meaning_is_refused() -> None:
     torch.library.define("attngen_test::tanh", "(Tensor x) -> Tensor")
 
