@@ -91,7 +91,7 @@ def test_captured(target: str) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "gather", "visible", "lanes", "größe", "x); __trap(); (", "a\n#include <x>\n*/", "3d",
+    "gather", "größe", "a\n#include <x>\n*/",
     *(pytest.param(n, marks=pytest.mark.full) for n in HOSTILE)])
 def test_functions(name: str) -> None:
     table = torch.arange(50) % 7

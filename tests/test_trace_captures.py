@@ -127,24 +127,27 @@ def test_positions_that_are_never_inside(function: Callable[..., Any], text: str
     assert "Positions count from 0" in error.value.remedy
 
 
-@pytest.mark.parametrize("function", [
-    lambda b, h, i, j: SMALL[i] > 0, lambda b, h, i, j: SMALL[i % 9] > 0,
-    lambda b, h, i, j: SMALL[i - j] > 0, lambda b, h, i, j: SMALL[SMALL[j] - 3] > 0,
-    lambda b, h, i, j: SMALL[(i - 3).clamp(max=0)] > 0, lambda b, h, i, j: SMALL[b + 4] > 0,
-    lambda b, h, i, j: SMALL[abs(i) // 7 - 1] > 0, lambda b, h, i, j: SMALL[i * 0 + 4] > 0])
-def test_positions_that_may_be_inside_are_guarded(function: Callable[..., Any]) -> None:
+GUARDED: tuple[Callable[..., Any], ...] = (
+    lambda b, h, i, j: SMALL[i], lambda b, h, i, j: SMALL[i % 9], lambda b, h, i, j: SMALL[i - j],
+    lambda b, h, i, j: SMALL[SMALL[j] - 3], lambda b, h, i, j: SMALL[(i - 3).clamp(max=0)],
+    lambda b, h, i, j: SMALL[b + 4], lambda b, h, i, j: SMALL[abs(i) // 7 - 1],
+    lambda b, h, i, j: SMALL[i * 0 + 4])
+
+
+def test_positions_that_may_be_inside_are_guarded() -> None:
     """In a kernel an index outside reads 0: rows and keys go on beyond the tensor's five."""
-    spec = ag.AttentionSpec(heads=1, head_dim=16, mask=function)
+    padded = torch.zeros(100, dtype=torch.long)  # negative positions land on zeros
+    padded[:5] = SMALL
+    elsewhere = [types.FunctionType(f.__code__, {**globals(), "SMALL": padded}) for f in GUARDED]
+
+    def score(functions: Any) -> Callable[..., Any]:
+        return lambda s, b, h, i, j: s + sum(
+            f(b, h, i, j) / (n + 5) for n, f in enumerate(functions))
+
+    spec, right = (ag.AttentionSpec(heads=1, head_dim=16, score=score(f))
+                   for f in (GUARDED, elsewhere))
     q, k, v = make_qkv(spec, 1, 20)
-    inside = torch.zeros(100, dtype=torch.long)
-    inside[:5] = SMALL
-
-    def padded(b: Any, h: Any, i: Any, j: Any) -> Any:  # negative positions land on zeros
-        code = function.__code__
-        return types.FunctionType(code, {**globals(), "SMALL": inside})(b, h, i, j)
-
-    padding = ag.AttentionSpec(heads=1, head_dim=16, mask=padded)
-    assert_matches_oracle(padding, q, k, v, ag.compile(spec, target="cpu")(q, k, v))
+    assert_matches_oracle(right, q, k, v, ag.compile(spec, target="cpu")(q, k, v))
 
 
 def test_the_size_of_expressions_is_capped() -> None:
