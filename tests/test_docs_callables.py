@@ -20,7 +20,7 @@ PAGE = "callables.md"
 def functions() -> str:
     """Names that torch has, under which the tracer knows a function."""
     names = {*COMPOSED, *UNARY, *BINARY, *TURNED, "where", "logical_xor", "bitwise_and",
-             "bitwise_or", "bitwise_xor", "dot"}
+             "bitwise_or", "bitwise_xor", "dot", "isin", "max", "min"}
     public = [n for n in names if hasattr(torch, n) or hasattr(torch.nn.functional, n)]
     shown = ["logsigmoid" if n == "log_sigmoid" else n for n in public]
     return textwrap.fill(" ".join(sorted(shown)), 96)

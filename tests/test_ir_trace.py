@@ -83,6 +83,13 @@ SCORES: dict[str, Callable[..., Any]] = {
                                                | torch.not_equal(b, b) & ~torch.less(i, 0),
                                                torch.subtract(s, 1), torch.rsub(s, 2))
     + torch.div(i, 4, rounding_mode="floor"),
+    "methods_of_tensors": lambda s, b, h, i, j: s.mul(2).add(1).sub(0.5).div(3).neg()
+    + s.where(i.ge(j).logical_or(j.eq(3)), -3.0) + (i - j).type_as(s) + (i // 8).ne(j // 8).int(),
+    "likes": lambda s, b, h, i, j: torch.where(torch.ones_like(i, dtype=torch.bool) & (i > j), s,
+                                               torch.full_like(s, -2.0))
+    + torch.zeros_like(s) + s.new_full((), 0.25) + s.new_ones(()) + torch.ones_like(i) // 2,
+    "more": lambda s, b, h, i, j: torch.fmod(j - i, 3) + torch.fmod(s, 0.5) + torch.log1p(s.abs())
+    + torch.expm1(s) + F.hardtanh(s) + torch.special.expit(s) + torch.min(torch.max(s, s * 2), j),
     "floats": lambda s, b, h, i, j: s // 0.5 + s % 0.75 + i // 2.5,
     "functions": lambda s, b, h, i, j: scores.tanh(s) + scores.exp2(s / 2) + scores.sqrt(s * s),
     "captured_loop": lambda s, b, h, i, j: sum(s * k for k in range(4)),

@@ -184,9 +184,11 @@ def test_tensors_no_kernel_reads() -> None:
 
 def test_rows_take_every_operation() -> None:
     rows, weights = torch.randint(0, 9, (50, 3)), torch.randn(50, 3)
+    few = torch.tensor([4, 17])
     spec = ag.AttentionSpec(
         heads=1, head_dim=16,
-        mask=lambda b, h, i, j: ((rows[i] - j % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1,
+        mask=lambda b, h, i, j: (((rows[i] - j % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1)
+        | torch.isin(j, few),
         score=lambda s, b, h, i, j: s + torch.tanh(weights[i] / 2 * s).amax(-1)
         - (3.0 - weights[j].exp()).mean(-1) + (weights[i] ** 2).amin(-1))
 
@@ -195,7 +197,8 @@ def test_rows_take_every_operation() -> None:
 
     wide = ag.AttentionSpec(
         heads=1, head_dim=16,
-        mask=lambda b, h, i, j: ((rows[i] - row(j) % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1,
+        mask=lambda b, h, i, j: (((rows[i] - row(j) % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1)
+        | torch.isin(j, few),
         score=lambda s, b, h, i, j: s + torch.tanh(weights[i] / 2 * row(s)).amax(-1)
         - (3.0 - weights[j].exp()).mean(-1) + (weights[i] ** 2).amin(-1))
     q, k, v = make_qkv(spec, 1, 50)

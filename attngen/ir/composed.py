@@ -151,6 +151,31 @@ def power(x: Any, exponent: Any) -> Scalar:
     return Scalar(const(1)) if result is None else result
 
 
+def fmod(x: Any, other: Any) -> Scalar:
+    """The remainder with the sign of ``x``."""
+    x = _scalar(x)
+    rest = abs(x) % abs(_scalar(other))
+    return apply("where", x < 0, -rest, rest)
+
+
+def where(x: Any, condition: Any, other: Any) -> Scalar:
+    """As a method: ``x`` where the condition holds."""
+    return apply("where", condition, x, other)
+
+
+def filled(x: Any, value: Any, dtype: Any = None, **ignored: Any) -> Scalar:
+    """A constant of the type of ``x``, or of ``dtype``."""
+    constant = Scalar(node_of(value))
+    if dtype is not None:
+        return constant.to(dtype)
+    return constant.to("float32") if _scalar(x).node.dtype in FLOATS else constant
+
+
+def type_as(x: Any, other: Any) -> Scalar:
+    kind = _scalar(other).node.dtype
+    return _scalar(x).to("float32" if kind in FLOATS else kind)
+
+
 def masked_fill(x: Any, mask: Any, value: Any) -> Scalar:
     return apply("where", mask, value, x)
 
@@ -165,7 +190,11 @@ COMPOSED: dict[str, Callable[..., Scalar]] = {
     "leaky_relu": leaky_relu, "elu": elu, "silu": silu, "gelu": gelu, "softplus": softplus,
     "log_sigmoid": log_sigmoid, "square": square, "rsqrt": rsqrt, "reciprocal": reciprocal,
     "sign": sign, "floor": floor, "ceil": ceil, "trunc": trunc, "round": round, "pow": power,
-    "masked_fill": masked_fill,
+    "masked_fill": masked_fill, "fmod": fmod, "type_as": type_as,
+    "log1p": lambda x: (_real(x) + 1.0).log(), "expm1": lambda x: _real(x).exp() - 1.0,
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0, inplace=False: clamp(x, min_val, max_val),
+    "full_like": filled, "ones_like": lambda x, **how: filled(x, 1, **how),
+    "zeros_like": lambda x, **how: filled(x, 0, **how),
     # what a tensor without dimensions does not notice
     "unsqueeze": _itself, "squeeze": _itself, "detach": _itself, "clone": _itself,
     "contiguous": _itself}
@@ -188,5 +217,5 @@ for _name in ("floor", "ceil", "trunc", "round"):  # what math and Python make i
     setattr(Traced, f"__{_name}__", functools.partialmethod(
         lambda self, name, *args: composed(name, self, *args).to("int32"), _name))
 for _name, _function in (("__pow__", lambda x, y: composed("pow", x, y)),
-                         ("__rpow__", lambda x, y: composed("pow", y, x))):
+                         ("__rpow__", lambda x, y: composed("pow", y, x)), ("where", where)):
     setattr(Traced, _name, _function)

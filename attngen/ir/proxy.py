@@ -36,8 +36,8 @@ session: ContextVar[Session] = ContextVar("attngen_trace", default=Session())  #
 # Names of torch's functions -> rows of the op table.
 UNARY = {"neg": "neg", "negative": "neg", "abs": "abs", "absolute": "abs", "exp": "exp",
          "exp2": "exp2", "log": "log", "log2": "log2", "tanh": "tanh", "sqrt": "sqrt",
-         "sigmoid": "sigmoid", "erf": "erf", "logical_not": "not", "invert": "not",
-         "bitwise_not": "not"}
+         "sigmoid": "sigmoid", "special_expit": "sigmoid", "erf": "erf", "logical_not": "not",
+         "invert": "not", "bitwise_not": "not"}
 BINARY = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul",
           "div": "div", "divide": "div", "true_divide": "div", "minimum": "min", "maximum": "max",
           "floordiv": "floordiv", "floor_divide": "floordiv",
@@ -202,16 +202,20 @@ class Scalar(Traced):
             return apply("where", self, 1.0, 0.0)
         return Scalar(cast(self.node, session.get().compute))
 
-    def new_ones(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
-        """One, as a number or condition; what torch's own ``and_masks`` begins with."""
+    def new_full(self, size: Any, fill_value: Any, dtype: Any = None,
+                 device: Any = None) -> Scalar:
+        """A number or condition, which is all that a tensor without dimensions is."""
         if tuple(size) != ():
-            raise TraceError(f"new_ones of shape {tuple(size)}: a traced scalar has no dimensions")
-        return Scalar(const(True if str(dtype) == "torch.bool" else 1))
+            raise TraceError(f"a new tensor of shape {tuple(size)}: a traced scalar has no "
+                             "dimensions")
+        return Scalar(const(bool(fill_value) if str(dtype) == "torch.bool" else fill_value))
+
+    def new_ones(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
+        """What torch's own ``and_masks`` begins with."""
+        return self.new_full(size, 1, dtype)
 
     def new_zeros(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
-        if tuple(size) != ():
-            raise TraceError(f"new_zeros of shape {tuple(size)}: a traced scalar has no dimensions")
-        return Scalar(const(False if str(dtype) == "torch.bool" else 0))
+        return self.new_full(size, 0, dtype)
 
     @property
     def device(self) -> str:

@@ -149,16 +149,25 @@ _NAMESPACES = {"aten", "prims", "approx"}
 
 def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A torch function applied to proxies. Raises TraceError for those that cannot be traced."""
-    name = getattr(func, "__name__", str(func)).strip("_")
     qualified = getattr(func, "_qualified_op_name", "")
     if qualified and qualified.partition("::")[0] not in _NAMESPACES:
         raise TraceError(f"the operator {qualified} cannot be traced: nothing tells what it does",
                          remedy="Write it with Python operators and torch's functions.")
+    return named(getattr(func, "__name__", str(func)).strip("_"), args, kwargs)
+
+
+def named(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The function or method of that name."""
     if name == "getitem":
         return args[0][args[1]] if isinstance(args[0], Row) else indexed(args[0], args[1])
     swap = name.startswith("r") and name[1:] in BINARY and name not in (*BINARY, *COMPOSED)
     if swap:
         name, args = name[1:], args[::-1]
+    if name == "isin":
+        row = args[1] if isinstance(args[1], Vector) else indexed(args[1], ())
+        return (row == args[0]).any()
+    if name in ("max", "min"):
+        return apply(name, *args) if len(args) == 2 else named(f"a{name}", args, kwargs)
     if name in _METHODS and args and isinstance(args[0], Traced):
         method = getattr(args[0], name, None)
         if method is not None:
@@ -176,7 +185,15 @@ def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         name, args = TURNED[name], args[::-1]
     op = UNARY.get(name) or BINARY.get(name) or {"where": "where"}.get(name)
     if op is None or len(args) != OPS[op].arity:
-        known = sorted({"where", *_METHODS, *UNARY, *BINARY, *TURNED, *COMPOSED})
+        known = sorted({"where", "isin", "max", "min", *_METHODS, *UNARY, *BINARY, *TURNED,
+                        *COMPOSED})
         raise TraceError(f"torch.{name} cannot be traced. Available: "
                          f"{', '.join(f'torch.{k}' for k in known)} and Python operators")
     return apply(op, *args)
+
+
+# Every function is a method too, where the stand-ins have none of that name.
+for _name in (*UNARY, *BINARY, *TURNED, "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"):
+    if not hasattr(Traced, _name):
+        setattr(Traced, _name, functools.partialmethod(
+            lambda self, name, *args, **kwargs: named(name, (self, *args), kwargs), _name))
