@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -122,15 +123,14 @@ def _mask_of(given: BlockMask | TorchBlockMask, query: Tensor, key: Tensor) -> C
                                  remedy=f"Make it with {n}, or with None for all alike.")
     if isinstance(given, BlockMask):
         return given.mask_mod
-    kept = _block_masks.get(id(given))
-    if kept is None or kept[0] is not given:
-        while len(_block_masks) >= _MOST_KEPT:
-            del _block_masks[next(iter(_block_masks))]
-        kept = _block_masks[id(given)] = given, _from_blocks(given)
-    return kept[1]
+    kept = _block_masks.get(given)
+    if kept is None:
+        kept = _block_masks[given] = _from_blocks(given)
+    return kept
 
 
-_block_masks: dict[int, tuple[TorchBlockMask, Callable[..., Any]]] = {}
+# What block masks say, as long as they live; a mask changed in place is not looked at again.
+_block_masks: WeakKeyDictionary[TorchBlockMask, Callable[..., Any]] = WeakKeyDictionary()
 
 
 def _from_blocks(given: TorchBlockMask) -> Callable[..., Any]:
