@@ -114,6 +114,17 @@ def _whole(name: str, arguments: int, draw: Callable[[np.random.Generator, int],
     return Primitive(name, arguments, 1, f"y[0] = u32({name}({given}));", draw)
 
 
+_PAIR = "(static_cast<i64>(static_cast<int>(x[{}])) * 4294967296LL + x[{}])"
+_SPLIT = "y[0] = static_cast<u32>(z); y[1] = static_cast<u32>(z >> 32);"
+
+
+def _long(name: str) -> Primitive:
+    """Of 64-bit integers, the second from -2^31 to 2^31 without 0."""
+    body = (f"const i64 b = static_cast<i64>(static_cast<int>(x[2] | 1u)); "
+            f"const i64 z = {name}({_PAIR.format(0, 1)}, b); {_SPLIT}")
+    return Primitive(name, 3, 2, body, _bits)
+
+
 def _exchange(name: str, words: int, put: str, get: str, size: int) -> Primitive:
     """Store a thread's words in shared memory, take another thread's."""
     body = (f"{put.format(at=f'base + {size} * lane')}; sync_warp(); "
@@ -149,6 +160,10 @@ _HALVES = ("const bf16_t* half = reinterpret_cast<const bf16_t*>(from); "
 _IDS = ("y[0] = u32(thread_id()); y[1] = u32(lane_id()); y[2] = u32(warp_id()); "
         "y[3] = u32(block_x()); y[4] = u32(block_y()); y[5] = u32(block_z());")
 
+# Inside the table of 2 x 2 words and outside of it, by row and column.
+_GATHER = ("y[0] = gather<int>(from, int(x[0] % 4) - 1, 2, 2, int(x[1] % 4) - 1, 2, 1); "
+           "y[1] = gather<int>(from, i64(x[2] % 6) - 1, 4, 1); y[2] = gather<int>(from + 3);")
+
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     _unary("fast_exp2", _scaled(20.0), 4.0, 2.0**-126),
     _unary("fast_log2", _scaled(20.0, 1e-30), 4.0, 2.0**-2),
@@ -163,6 +178,12 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
               _floats, 0.0),
     *(_whole(name, 2, _integers(-1000, 1000)) for name in (
         "max_i32", "min_i32", "floor_div", "floor_mod", "floordiv_i32", "mod_i32")),
+    *(_long(name) for name in ("max_i64", "min_i64", "floordiv_i64", "mod_i64")),
+    Primitive("abs_i64", 2, 2, f"const i64 z = abs_i64({_PAIR.format(0, 1)}); {_SPLIT}", _bits),
+    Primitive("plain", 2, 3, "y[0] = word(plain(real(x[0]))); y[1] = word(plain(bf16_t{"
+              "static_cast<unsigned short>(x[0])})); y[2] = word(plain(f16_t{"
+              "static_cast<unsigned short>(x[1])}));", _bits, 0.0),
+    Primitive("gather", 4, 3, _GATHER, _bits),
     _whole("abs_i32", 1, _integers(-1000, 1000)), _whole("ceil_div", 2, _integers(1, 1000)),
     Primitive("align_up", 1, 1, "y[0] = align_up(x[0] >> 4, 1u << (lane % 11));", _bits),
     Primitive("recompute", 2, 2, "y[0] = u32(recompute(int(x[0]))); y[1] = x[1];", _bits),

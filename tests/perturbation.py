@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from attngen.ir.node import Node, const, substitute, walk
+from attngen.ir.node import Node, const, first, last, make, substitute, walk
 
 EXEMPT = ("origin", "note")
 
@@ -24,6 +24,8 @@ VOCABULARIES = (
     tuple("bhgijde"),
 )
 
+_CONDITION = make("lt", last("i"), first("j"))  # where an expression may stand and none does
+
 
 def changed(item: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """(where, the item with one attribute changed), for every attribute at every depth.
@@ -39,6 +41,9 @@ def changed(item: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
             old = getattr(item, f.name)
             if "None" in str(f.type) and old is not None:
                 yield f".{f.name} = None", replace(item, **{f.name: None})
+            if "Node" in str(f.type) and old is None:
+                yield f".{f.name} = {_CONDITION}", replace(item, **{f.name: _CONDITION})
+                continue
             for where, new in changed(old, names):
                 yield f".{f.name}{where}", replace(item, **{f.name: new})
     elif isinstance(item, tuple):

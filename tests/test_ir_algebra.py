@@ -13,7 +13,20 @@ from attngen.ir import algebra
 from attngen.ir.algebra import FOLD, REBASE, simplify
 from attngen.ir.build import graph_of
 from attngen.ir.eval_tensor import interpret_tensors
-from attngen.ir.node import Node, cast, const, idx, make, param, reduce, tensor, walk
+from attngen.ir.node import (
+    Node,
+    cast,
+    const,
+    first,
+    idx,
+    last,
+    make,
+    param,
+    reduce,
+    substitute,
+    tensor,
+    walk,
+)
 from attngen.ir.rewrite import rewrite
 from attngen.ir.show import formula
 from attngen.ir.stmt import Tensor
@@ -72,8 +85,10 @@ EXAMPLES: list[tuple[Any, Node, Node]] = [
     (algebra.identity, make("where", const(True), X, Y), X),
     (algebra.identity, make("where", make("lt", I, J), X, X), X),
     (algebra.identity, make("visible", const(True)), const(True)),
-    (algebra.repeated_bound, make("min", make("min", make("min", I, J), N), J),
+    (algebra.repeated, make("min", make("min", make("min", I, J), N), J),
      make("min", make("min", I, J), N)),
+    (algebra.repeated, make("and", MASK.args[0], make("and", make("lt", I, J), MASK.args[0])),
+     make("and", make("lt", I, J), MASK.args[0])),
     (algebra.negation, make("not", make("lt", I, J)), make("le", J, I)),
     (algebra.negation, make("not", make("le", I, J)), make("lt", J, I)),
     (algebra.negation, make("not", make("eq", X, Y)), make("ne", X, Y)),
@@ -106,8 +121,24 @@ def test_a_rule_rewrites_and_keeps_the_value(rule: Any, before: Node, after: Nod
         np.testing.assert_allclose(values(new, seed), values(before, seed), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("before", "after"), [
+    (make("le", first("i"), make("min", last("i"), N)), make("le", first("i"), N)),
+    (make("le", make("max", N, first("i")), last("i")), make("le", N, last("i"))),
+    (make("lt", last("i"), make("max", N, first("i"))), make("lt", last("i"), N)),
+    (make("lt", make("min", N, last("i")), first("i")), make("lt", N, first("i"))),
+    (make("lt", first("i"), make("min", last("i"), N)), None),
+    (make("le", first("i"), make("min", last("j"), N)), None),
+    (make("le", make("max", N, first("i")), make("min", J, last("i"))), None)], ids=str)
+def test_a_tile_begins_no_later_than_it_ends(before: Node, after: Node | None) -> None:
+    assert algebra.nonempty_tile(before) == after
+    for start, size, n in np.ndindex(4, 4, 9) if after is not None else ():
+        known = {first("i"): const(start), last("i"): const(start + size), N: const(n - 1)}
+        assert simplify(substitute(before, known)) is simplify(substitute(after, known))
+
+
 def test_every_rule_has_an_example() -> None:
-    shown = {rule for rule, _, _ in EXAMPLES} | {algebra.relative_to_unscaled}
+    shown = {rule for rule, _, _ in EXAMPLES} | {algebra.relative_to_unscaled,
+                                                 algebra.nonempty_tile}
     assert shown == set(REBASE)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from ir_problem import DTYPE, Problem, placed
 
-from attngen import masks
+from attngen import masks, per_head
 from attngen.ir.cost import predict
 from attngen.spec import AttentionSpec
 
@@ -19,6 +19,12 @@ SPECS = {
     "prefix": AttentionSpec(heads=2, head_dim=8, mask=masks.prefix_lm(20)),
     "by_head": AttentionSpec(heads=3, head_dim=8, mask=lambda b, h, i, j: j + 16 * h <= i),
     "by_batch": AttentionSpec(heads=2, head_dim=8, mask=lambda b, h, i, j: j <= i - 24 * b),
+    "chunked": AttentionSpec(heads=2, head_dim=8, causal=True, mask=masks.chunked(40)),
+    "apart": AttentionSpec(heads=2, head_dim=8, causal=True,
+                           mask=masks.sliding_window(9) | masks.attention_sinks(3)),
+    "every": AttentionSpec(heads=2, head_dim=8, mask=masks.dilated_window(2, 20)),
+    "each": AttentionSpec(heads=3, head_dim=8, mask=per_head(
+        [masks.strided(24), masks.chunked(19), None])),
     "by_both": AttentionSpec(heads=2, head_dim=8, mask=lambda b, h, i, j: j < 20 * b + 16 * h + 5),
 }
 CALLS = ((50, 71, None, (0, 0), (71, 30)), (33, 33, (5, -40, 20), (0, 3, 1), None),

@@ -20,7 +20,7 @@ from attngen.ir.graph import Graph
 from attngen.ir.node import make
 from attngen.ir.ops import LEAF_OPS, SCALAR_OPS, TENSOR_OPS
 from attngen.ir.show import graph_text, statement_text
-from attngen.ir.stmt import Stmt
+from attngen.ir.stmt import Loop, Stmt
 from attngen.spec import AttentionSpec
 from attngen.templates import expressions
 from attngen.templates.render import render_cuda
@@ -57,8 +57,10 @@ def ranges() -> str:
                  heads=1, head_dim=8, mask=masks.prefix_lm(100))}
     lines = []
     for name, spec in specs.items():
-        first = statement_text(only(lowered(spec, "cpu")["tile"]).body[0])
+        body = only(lowered(spec, "cpu")["tile"]).body
+        first = statement_text(body[0])
         lines += [f"# {name}", *(f"  {part}" for part in first.removeprefix("map[] ").split("; "))]
+        lines += [f"  {statement_text(s)}" for s in body if isinstance(s, Loop)]
     return "\n".join(lines)
 
 

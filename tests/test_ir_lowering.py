@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from ir_problem import lowered, only, schedule
 from test_ir_by_hand import GRAPHS, Hand
 
@@ -172,10 +173,27 @@ def test_tile_axes_have_one_order() -> None:
 
 @pytest.mark.parametrize("mask", [masks.prefix_lm(9), masks.chunked(5),
                                   masks.sliding_window((3, 4)) & masks.dilated_window(2, 2)])
-def test_other_masks_visit_what_they_must_and_mask_every_tile(mask: masks.Mask) -> None:
-    kernel = only(tiled(AttentionSpec(heads=1, head_dim=8, mask=mask)))
-    ranges = dict(zip(kernel.body[0].dsts, kernel.body[0].exprs, strict=True)) \
-        if isinstance(kernel.body[0], Map) else {}
+def test_what_no_range_expresses_is_asked_of_each_tile(mask: masks.Mask) -> None:
+    (loop,) = loops(only(tiled(AttentionSpec(heads=1, head_dim=8, mask=mask))))
+    assert loop.visible is not None and loop.full is not None
+    assert {n.op for n in walk(loop.visible)} >= {"first", "last"}
+
+
+@pytest.mark.parametrize("mask", [masks.causal(), masks.sliding_window((3, 4)),
+                                  masks.causal() & masks.sliding_window((2, 1))])
+def test_what_a_range_expresses_is_not(mask: masks.Mask) -> None:
+    (loop,) = loops(only(tiled(AttentionSpec(heads=1, head_dim=8, mask=mask))))
+    assert loop.visible is None and loop.full is None
+
+
+def test_where_nothing_is_known_of_a_rest_no_tile_is_full() -> None:
+    table = torch.ones(8, 8, dtype=torch.bool)
+    spec = AttentionSpec(heads=1, head_dim=8, mask=lambda b, h, i, j: table[i, j])
+    kernel = only(tiled(spec))
+    (loop,) = loops(kernel)
+    assert loop.visible is None and loop.full is None
+    (bounds,) = (s for s in kernel.body if isinstance(s, Map) and loop.end in s.dsts)
+    ranges = dict(zip(bounds.dsts, bounds.exprs, strict=True))
     assert formula(ranges["n_full_begin"]) == formula(ranges["n_full_end"]) == "0"
 
 

@@ -18,7 +18,7 @@ from attngen.ir.node import Node, const, first, idx, last, make, param, walk
 from attngen.ir.ops import SCALAR_OPS
 from attngen.ir.passes import rebase
 from attngen.ir.ranges import solve
-from attngen.ir.stmt import Kernel, Map
+from attngen.ir.stmt import Kernel, Loop, Map
 from attngen.spec import AttentionSpec
 
 Array = np.ndarray[Any, Any]
@@ -64,8 +64,15 @@ def random_call(rng: np.random.Generator) -> dict[str, int]:
 LENGTH = {"i": "seqlen_q", "j": "seqlen_k"}
 
 
-def ranges(kernel: Kernel, p: dict[str, int], row_tile: int) -> tuple[int, int, int, int]:
-    """begin, end, full_begin, full_end of one block, by the kernel's own statements."""
+def asked(kernel: Kernel) -> tuple[Node | None, Node | None]:
+    """What the kernel's loop asks of a tile."""
+    (loop,) = (s for s in kernel.body if isinstance(s, Loop))
+    return loop.visible, loop.full
+
+
+def ranges(kernel: Kernel, p: dict[str, int],
+           row_tile: int) -> tuple[dict[str, Any], tuple[int, int, int, int]]:
+    """What is known in one block, and begin, end, full_begin, full_end by its own statements."""
     start, rows = row_tile * kernel.schedule.block_m, p[LENGTH[kernel.keep]]
     known = {**p, f"first {kernel.keep}": start, "b": 0, "h": 0,
              f"last {kernel.keep}": min(start + kernel.schedule.block_m, rows) - 1}
@@ -75,7 +82,7 @@ def ranges(kernel: Kernel, p: dict[str, int], row_tile: int) -> tuple[int, int, 
                 known[name] = evaluate(expr, known)
     begin, end, full_begin, full_end = (
         int(known[n]) for n in ("n_begin", "n_end", "n_full_begin", "n_full_end"))
-    return begin, end, full_begin, full_end
+    return known, (begin, end, full_begin, full_end)
 
 
 def tiles(kernel: Kernel, p: dict[str, int], seen: Array) -> tuple[Array, Array, Array, Array]:
@@ -90,10 +97,13 @@ def tiles(kernel: Kernel, p: dict[str, int], seen: Array) -> tuple[Array, Array,
     for t in range(rows):
         tile = padded[t * m:(t + 1) * m].reshape(-1, columns, n)
         some[t], every[t] = tile.any((0, 2)), tile.all((0, 2))
-        begin, end, full_begin, full_end = ranges(kernel, p, t)
+        known, (begin, end, full_begin, full_end) = ranges(kernel, p, t)
         number = np.arange(columns)
-        visited[t] = (begin <= number) & (number < end)
-        full[t] = visited[t] & (full_begin <= number) & (number < full_end)
+        known[f"first {kernel.loop}"] = number * n
+        known[f"last {kernel.loop}"] = np.minimum(number * n + n, seen.shape[1]) - 1
+        visible, whole = ((True if n is None else evaluate(n, known)) for n in asked(kernel))
+        visited[t] = (begin <= number) & (number < end) & visible
+        full[t] = visited[t] & (full_begin <= number) & (number < full_end) & whole
         assert begin >= end or (begin >= 0 and end < columns), (begin, end, columns)
     return some, every, visited, full
 

@@ -14,7 +14,7 @@ from attngen.ir.lower import tile
 from attngen.ir.node import cast, const, idx, make, param, value
 from attngen.ir.passes import PassRecord, canonicalise, rebase, run_pass
 from attngen.ir.show import diff, formula, graph_text, statement_text
-from attngen.ir.stmt import Issue, Load, Wait
+from attngen.ir.stmt import Issue, Load, Loop, Wait
 from attngen.spec import AttentionSpec
 
 SMALL = AttentionSpec(heads=4, groups=2, head_dim=32, causal=True, score=scores.softcap(30))
@@ -50,8 +50,10 @@ def test_ranges_of_masks(golden: Golden) -> None:
     }
     lines = []
     for name, spec in specs.items():
-        first = statement_text(only(lowered(spec, "cpu")["tile"]).body[0])
+        body = only(lowered(spec, "cpu")["tile"]).body
+        first = statement_text(body[0])
         lines += [f"# {name}", *first.replace("; ", "\n  ").split("\n")]
+        lines += [f"  {statement_text(s)}" for s in body if isinstance(s, Loop)]
     assert "\n".join(lines) == golden
 
 

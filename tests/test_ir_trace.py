@@ -282,7 +282,8 @@ def test_the_deepest_expression_allowed_lowers_and_renders() -> None:
 
 @pytest.mark.parametrize("times", [3, 60])
 def test_shared_terms_do_not_multiply(times: int) -> None:
-    """x is used twice by each step; written out, 60 steps would have 2^60 terms."""
+    """x is used twice by each step; written out, 60 steps would have 2^60 terms. Bounds of the
+    sums are sums of all that was added before: those grow with the square."""
     def doubled(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         for _ in range(times):
             s = s * 0.5 + s * s * 0.01
@@ -294,7 +295,7 @@ def test_shared_terms_do_not_multiply(times: int) -> None:
         return j <= i
     for spec in (AttentionSpec(heads=1, head_dim=8, score=doubled),
                  AttentionSpec(heads=1, head_dim=8, mask=halved)):
-        assert len(kernel_text(only(placed(spec)))) < 6000 + 1000 * times
+        assert len(kernel_text(only(placed(spec)))) < 6000 + 1000 * times + 20 * times**2
 
 
 def test_a_result_of_the_wrong_kind_is_refused() -> None:

@@ -58,18 +58,43 @@ def identity(n: Node) -> Node | None:
     return None
 
 
-def repeated_bound(n: Node) -> Node | None:
-    """min(min(a, b), b) → min(a, b), at any depth; max likewise"""
-    if n.op not in ("min", "max"):
+def repeated(n: Node) -> Node | None:
+    """min(min(a, b), b) → min(a, b), at any depth; max, and, or likewise"""
+    if n.op not in ("min", "max", "and", "or"):
         return None
     for inner, other in (n.args, n.args[::-1]):
-        if other in _chain(inner, n.op):
+        if inner.op == n.op and other in _chain(inner, n.op):
             return inner
     return None
 
 
-def _chain(n: Node, op: str) -> list[Node]:
-    return [n] if n.op != op else [leaf for a in n.args for leaf in _chain(a, op)]
+def _chain(root: Node, op: str) -> set[Node]:
+    """What nested operations of one kind are made of."""
+    found, waiting = {root}, [root]
+    while waiting:
+        n = waiting.pop()
+        if n.op == op:
+            new = set(n.args) - found
+            found |= new
+            waiting += new
+    return found
+
+
+def nonempty_tile(n: Node) -> Node | None:
+    """first(i) ≤ min(a, last(i)) → first(i) ≤ a; max(a, first(i)) ≤ last(i) → a ≤ last(i); and
+    for their opposites: a tile begins no later than it ends"""
+    if n.op not in ("le", "lt"):
+        return None
+    low, high = n.args if n.op == "le" else n.args[::-1]
+    for side, joined, end in ((low, high, "last"), (high, low, "first")):
+        if side.op != ("first" if end == "last" else "last") \
+                or joined.op != ("min" if end == "last" else "max"):
+            continue
+        for a, other in (joined.args, joined.args[::-1]):
+            if other.op == end and other.attr("axis") == side.attr("axis"):
+                pair = (side, a) if end == "last" else (a, side)
+                return make(n.op, *(pair if n.op == "le" else pair[::-1]), origin=n.origin)
+    return None
 
 
 def negation(n: Node) -> Node | None:
@@ -181,7 +206,8 @@ def distribute_in_exponent(n: Node) -> Node | None:
     return make("exp2", make("sub", make("mul", x, c), make("mul", y, c)), origin=n.origin)
 
 
-FOLD: tuple[Rule, ...] = (fold, identity, repeated_bound, negation, merge_constants)
+FOLD: tuple[Rule, ...] = (fold, identity, repeated, negation, merge_constants,
+                          nonempty_tile)
 REBASE: tuple[Rule, ...] = (*FOLD, base_two, scale_out_of_mask, scale_out_of_max,
                             scale_out_of_finite, relative_to_unscaled, distribute_in_exponent)
 

@@ -1,7 +1,8 @@
 """The cost model: what a placed graph will move and compute, from its statements and lengths.
 
 Bytes are those the kernels ask of device memory: every tile of every load, whatever a cache may
-save. Tile ranges are evaluated for every block at once, so a prediction costs O(blocks).
+save. Tile ranges are evaluated for every block at once, so a prediction costs O(blocks); what a
+loop asks of each tile is evaluated for each.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 from .bounds import EXTENTS
 from .eval_tile import BYTES
 from .graph import Graph
-from .node import Node
+from .node import Node, walk
 from .ops import SCALAR_OPS
 from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, Tensor, statements
 
 Array = np.ndarray[Any, Any]
+_AT_ONCE = 1 << 20  # tiles looked at together
 
 
 @dataclass
@@ -72,11 +74,14 @@ class _Counter:
         tiles = -(-extents[kernel.keep] // kernel.schedule.block_m)
         self.first = np.arange(tiles) * kernel.schedule.block_m
         bounds = [s for s in kernel.body if isinstance(s, Map) and not s.axes]
-        by_head = any("h" in expr.axes for s in bounds for expr in s.exprs)
+        asked = [e for s in bounds for e in s.exprs]
+        asked += [e for s in kernel.body if isinstance(s, Loop) for e in (s.visible, s.full) if e]
+        by_head = any("h" in expr.axes for expr in asked)
         # Blocks as [batch, heads, row tiles]; heads are alike unless a bound asks which one it is.
         self.shape = (extents["b"], extents["h"] if by_head else 1, tiles)
         self.alike = 1 if by_head else extents["h"]
         self.scalars: dict[str, Array] = {}
+        self.visited: dict[int, tuple[Array, Array, Array]] = {}
         for stmt in bounds:
             for name, expr in zip(stmt.dsts, stmt.exprs, strict=True):
                 self.scalars[name] = np.broadcast_to(self._evaluate(expr), self.shape)
@@ -92,16 +97,40 @@ class _Counter:
                 self._loop(stmt)
             elif isinstance(stmt, Issue) and (stmt.ahead is not None or loops):
                 if stmt.ahead is None:  # skipped where the loop is empty
-                    visits = self._count(loops[0]) > 0
+                    visits = self._visit(loops[0])[0] > 0
                     self._move(stmt.tensor, self._rows() * visits, self.out.read)
             elif isinstance(stmt, (Load, Store)):
                 book = self.out.read if isinstance(stmt, Load) else self.out.written
                 self._move(stmt.tensor, np.broadcast_to(self._rows(), self.shape), book)
         return self.out
 
-    def _evaluate(self, n: Node) -> Array:
+    def _evaluate(self, root: Node, tiles: Array | None = None) -> Array:
+        """An expression for every block; with ``tiles`` of the loop axis for each of those too,
+        along one more axis."""
+        done: dict[str, Array] = {}
+        for n in walk(root):
+            done[n.key] = self._operate(n, [done[a.key] for a in n.args], tiles)
+        return done[root.key]
+
+    def _operate(self, n: Node, args: list[Array], tiles: Array | None) -> Array:
         if n.op == "const":
             return np.asarray(n.attr("value"))
+        if n.op in ("first", "last") and n.attr("axis") == self.kernel.loop:
+            assert tiles is not None
+            first = tiles * self.block[self.kernel.loop]
+            return first if n.op == "first" else first + self._width(tiles) - 1
+        if not args and n.op != "gather":
+            leaf = self._leaf(n)
+            return leaf[..., None] if leaf.ndim and tiles is not None else leaf
+        if n.op == "gather":
+            args = [np.asarray(self.params[n.attr("name")]), *args]
+        if n.op == "cast":
+            return args[0]
+        evaluate = SCALAR_OPS[n.op].evaluate
+        assert evaluate is not None
+        return np.asarray(evaluate(*args))
+
+    def _leaf(self, n: Node) -> Array:
         if n.op == "param":
             array = np.asarray(self.params[n.attr("name")])
             return array[:, None, None] if array.ndim else array
@@ -111,36 +140,56 @@ class _Counter:
             return self.first + self._rows() - 1
         if n.op == "value":
             return self.scalars[n.attr("name")]
-        if n.op == "idx":
-            array = np.arange(self.extents[n.attr("axis")])
-            return array[:, None, None] if n.attr("axis") == "b" else array[:, None]
-        args = [self._evaluate(a) for a in n.args]
-        if n.op == "gather":
-            args.insert(0, np.asarray(self.params[n.attr("name")]))
-        evaluate = SCALAR_OPS[n.op].evaluate
-        assert evaluate is not None
-        return np.asarray(evaluate(*args))
+        array = np.arange(self.extents[n.attr("axis")])
+        return array[:, None, None] if n.attr("axis") == "b" else array[:, None]
 
     def _rows(self) -> Array:
         return np.minimum(self.kernel.schedule.block_m, self.extents[self.kernel.keep] - self.first)
 
-    def _count(self, loop: Loop) -> Array:
-        return np.maximum(self.scalars[loop.end] - self.scalars[loop.begin], 0)
+    def _width(self, tiles: Array) -> Array:
+        """Indices of the loop axis inside the tensor, by tile."""
+        width = self.block[self.kernel.loop]
+        return np.clip(self.extents[self.kernel.loop] - tiles * width, 0, width)
 
-    def _columns(self, loop: Loop) -> Array:
-        """Indices of the loop axis inside the tensor, over all visited tiles of a block."""
-        width, extent = self.block[self.kernel.loop], self.extents[self.kernel.loop]
-        begin = np.minimum(self.scalars[loop.begin] * width, extent)
-        end = np.minimum(self.scalars[loop.end] * width, extent)
-        return np.maximum(end - begin, 0)
+    def _visit(self, loop: Loop) -> tuple[Array, Array, Array]:
+        """For every block: how many tiles it visits, how many of them are full, and how many
+        indices of the loop axis they have inside the tensor."""
+        key = id(loop)
+        if key not in self.visited:
+            self.visited[key] = self._count_visits(loop)
+        return self.visited[key]
+
+    def _count_visits(self, loop: Loop) -> tuple[Array, Array, Array]:
+        begin, end = self.scalars[loop.begin], self.scalars[loop.end]
+        full_begin = np.maximum(self.scalars[loop.full_begin], begin)
+        full_end = np.minimum(self.scalars[loop.full_end], end)
+        if loop.visible is None and loop.full is None or not begin.size:
+            tiles = np.maximum(end - begin, 0)
+            width = self.block[self.kernel.loop]
+            last = -(-self.extents[self.kernel.loop] // width) - 1
+            short = width - int(self._width(np.asarray(last)))
+            columns = tiles * width - short * ((begin <= last) & (last < end))
+            return tiles, np.maximum(full_end - full_begin, 0), columns
+        count, full, columns = (np.zeros(self.shape, np.int64) for _ in range(3))
+        at_once = max(1, _AT_ONCE // int(np.prod(self.shape)))
+        for start in range(int(begin.min()), int(end.max()), at_once):
+            tiles = np.arange(start, min(start + at_once, int(end.max())))
+            seen = (begin[..., None] <= tiles) & (tiles < end[..., None])
+            if loop.visible is not None:
+                seen = seen & self._evaluate(loop.visible, tiles)
+            whole = seen & (full_begin[..., None] <= tiles) & (tiles < full_end[..., None])
+            if loop.full is not None:
+                whole = whole & self._evaluate(loop.full, tiles)
+            count += seen.sum(-1)
+            full += whole.sum(-1)
+            columns += (seen * self._width(tiles)).sum(-1)
+        return count, full, columns
 
     def _loop(self, loop: Loop) -> None:
         out = self.out
-        visits = self._count(loop)
-        full = np.minimum(self.scalars[loop.full_end], self.scalars[loop.end]) - np.maximum(
-            self.scalars[loop.full_begin], self.scalars[loop.begin])
+        visits, full, _ = self._visit(loop)
         out.tiles += int(visits.sum()) * self.alike
-        out.full_tiles += int(np.maximum(full, 0).sum()) * self.alike
+        out.full_tiles += int(full.sum()) * self.alike
         moved: set[str] = set()
         for stmt in statements(loop.body):
             if isinstance(stmt, Mma):
@@ -154,7 +203,8 @@ class _Counter:
     def _area(self, stmt: Stmt, loop: Loop) -> Array:
         """Elements along the two sequence axes, summed over the visited tiles."""
         axes = self.kernel.tensor(stmt.tensor).axes  # type: ignore[attr-defined]
-        area = self._columns(loop) if self.kernel.loop in axes else self._count(loop)
+        visits, _, columns = self._visit(loop)
+        area = columns if self.kernel.loop in axes else visits
         return area * self._rows() if self.kernel.keep in axes else area
 
     def _move(self, name: str, elements: Array, book: dict[str, int]) -> None:

@@ -17,7 +17,7 @@ from ..errors import VerifyError
 from .bounds import EXTENTS
 from .eval_tensor import round_to
 from .graph import Graph
-from .node import Node
+from .node import Node, walk
 from .ops import FLOATS, SCALAR_OPS
 from .stmt import (
     Barrier,
@@ -73,8 +73,8 @@ class TileInterpreter:
         self.pending: deque[list[tuple[str, int, Array]]] = deque()
         self.open: list[tuple[str, int, Array]] = []
         self.arrived: list[tuple[str, int, Array]] = []
-        self.walked: tuple[int, int] | None = None
-        self._bounds: tuple[str, str] = ("", "")
+        self.walked: list[int] | None = None  # the tiles the current loop visits
+        self.step = 0  # how many of them came before
         self._run(self.kernel.body)
 
     def _run(self, body: tuple[Stmt, ...]) -> None:
@@ -118,16 +118,25 @@ class TileInterpreter:
 
     # -- control ---------------------------------------------------------------------------
 
-    def _range(self, stmt: Loop) -> tuple[int, int, int, int]:
-        return tuple(int(self.state[n]) for n in (  # type: ignore[return-value]
-            stmt.begin, stmt.end, stmt.full_begin, stmt.full_end))
+    def _visited(self, stmt: Loop) -> list[int]:
+        tiles = range(int(self.state[stmt.begin]), int(self.state[stmt.end]))
+        return [n for n in tiles if self._holds(stmt.visible, stmt.axis, n)]
+
+    def _holds(self, condition: Node | None, axis: str, n: int) -> bool:
+        """Whether a condition on tiles is true of tile ``n``."""
+        if condition is None:
+            return True
+        current, self.tile[axis] = self.tile[axis], n
+        result = bool(self.evaluate(condition, ()))
+        self.tile[axis] = current
+        return result
 
     def _loop(self, stmt: Loop) -> None:
-        begin, end, full_begin, full_end = self._range(stmt)
-        self.walked = (begin, end)
-        for n in range(begin, end):
-            self.tile[stmt.axis] = n
-            self.full = full_begin <= n < full_end
+        full_begin, full_end = int(self.state[stmt.full_begin]), int(self.state[stmt.full_end])
+        self.walked = self._visited(stmt)
+        for step, n in enumerate(self.walked):
+            self.step, self.tile[stmt.axis] = step, n
+            self.full = full_begin <= n < full_end and self._holds(stmt.full, stmt.axis, n)
             self.counts["tiles"] += 1
             self.counts["full_tiles"] += self.full
             self._run(stmt.body)
@@ -135,18 +144,16 @@ class TileInterpreter:
 
     def _issue(self, dst: str, tensor: str, ahead: int | None) -> None:
         loop = self.kernel.loop
-        if self.walked is None:  # before the loop: find its bounds
+        if self.walked is None:  # before the loop, in which all visit the same tiles
             stmt = next(s for s in self.kernel.body if isinstance(s, Loop))
-            begin, end, _, _ = self._range(stmt)
-            position = begin + (ahead or 0)
+            tiles, step = self._visited(stmt), ahead or 0
         else:
-            end = self.walked[1]
-            position = self.tile[loop] + (ahead or 0)
-        if position >= end:
+            tiles, step = self.walked, self.step + (ahead or 0)
+        if step >= len(tiles):
             return
-        slot = 0 if ahead is None else position % self.values[dst].stages
+        slot = 0 if ahead is None else step % self.values[dst].stages
         self.slots[dst, slot] = np.full(self._shape(dst), np.nan)  # in flight
-        tile = {**self.tile, loop: position}
+        tile = {**self.tile, loop: tiles[step]}
         landing = self.open if self.kernel.schedule.vector_bytes == 16 else self.arrived
         landing.append((dst, slot, self._read(self.values[dst], tensor, tile)))
 
@@ -166,7 +173,7 @@ class TileInterpreter:
         value = self.values[name]
         slot = 0
         if self.kernel.loop in value.axes:
-            slot = self.tile[self.kernel.loop] % value.stages
+            slot = self.step % value.stages
         found = self.slots.get((name, slot))
         return np.full(self._shape(name), np.nan) if found is None else found
 
@@ -192,11 +199,16 @@ class TileInterpreter:
         index = np.arange(start, start + self.block.get(axis, self.extents[axis]))
         return index.reshape([-1 if a == axis else 1 for a in axes])
 
-    def evaluate(self, n: Node, axes: tuple[str, ...]) -> Array:
+    def evaluate(self, root: Node, axes: tuple[str, ...]) -> Array:
         """An expression over the axes of a statement."""
-        if not n.args and n.op != "gather":
+        done: dict[str, Array] = {}
+        for n in walk(root):
+            done[n.key] = self._operate(n, [done[a.key] for a in n.args], axes)
+        return done[root.key]
+
+    def _operate(self, n: Node, args: list[Array], axes: tuple[str, ...]) -> Array:
+        if not args and n.op != "gather":
             return self._leaf(n, axes)
-        args = [self.evaluate(a, axes) for a in n.args]
         if n.op == "gather":
             args.insert(0, self.memory[n.attr("name")])
         if n.op == "cast" and n.dtype not in FLOATS:

@@ -23,7 +23,7 @@ def drop_full_range(kernel: Kernel) -> Kernel:
     def change(stmt: Stmt) -> tuple[Stmt, ...]:
         match stmt:
             case Loop(begin=begin, end=end):
-                return (replace(stmt, full_begin=begin, full_end=end),)
+                return (replace(stmt, full_begin=begin, full_end=end, full=None),)
             case Map(dsts=dsts, exprs=exprs) if idle & set(dsts):
                 kept = [(d, e) for d, e in zip(dsts, exprs, strict=True) if d not in idle]
                 return (replace(stmt, dsts=tuple(d for d, _ in kept),

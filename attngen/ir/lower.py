@@ -16,6 +16,7 @@ from .bounds import EXTENTS, add_bounds, extent, hidden_is_neutral
 from .graph import Graph, Region
 from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
+from .merge import merge_maps
 from .node import AXES, Node, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
 from .ranges import solve_masks, tile_range
@@ -35,12 +36,12 @@ from .stmt import (
     Store,
     Tensor,
     Value,
+    expressions,
     gathered,
-    merge_maps,
-    statements,
     tile_axes,
 )
 from .stream import rescale_factor
+from .visits import visits
 
 _LARGE = 12  # an expression of more terms than this, used twice, is computed once
 
@@ -71,7 +72,6 @@ class _Lowering:
                                               if n.op == "param")}
         self.keep, self.loop = keep, loop
         self.values: dict[str, Value] = {}
-        self.params: dict[str, Param] = {}
         self.outer: dict[int, list[Stmt]] = {0: []}  # statements before loop n
         self.bodies: dict[int, list[Stmt]] = {}
         self.kept: dict[str, str] = {}  # node -> value, outside loops
@@ -97,8 +97,9 @@ class _Lowering:
         """visible(mask) → visible(lower ≤ j < upper ∧ rest), and the tile ranges."""
         self.masks = solve_masks(roots, self.loop)
         every = any(self.loop in r.axes for r in roots) or not hidden_is_neutral(roots, self.loop)
+        self.visits = visits(self.masks.bounds, self.loop, self.keep, every)
         self.range = tile_range(self.masks.bounds, self.loop, self.keep, extent(self.loop),
-                                self.schedule.block_n, every)
+                                self.schedule.block_n, every, self.visits.settled)
         return tuple(substitute(r, self.masks.table) for r in roots)
 
     def _run_streams(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -161,16 +162,17 @@ class _Lowering:
             body += merge_maps(self.outer.get(number, []))
             if number in self.bodies:
                 body.append(Loop(self.loop, "n_begin", "n_end", "n_full_begin", "n_full_end",
-                                 tuple(merge_maps(self.bodies[number])), origin=self.loop))
+                                 tuple(merge_maps(self.bodies[number])), self.visits.visible,
+                                 self.visits.full, origin=self.loop))
         names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
-        tables = gathered(*(e for s in statements(tuple(body)) if isinstance(s, Map)
-                            for e in s.exprs))
-        self._param(extent(self.keep))
-        self._param(extent(self.loop))
+        exprs = (*expressions(tuple(body)), extent(self.keep), extent(self.loop))
+        tables = gathered(*exprs)
+        params = {Param(n.attr("name"), "b" in n.axes, n.dtype)
+                  for n in walk(*exprs) if n.op == "param"}
         return Kernel(
             self.region.name, (Grid(self.keep, self.schedule.block_m), Grid("h", 1), Grid("b", 1)),
             self.keep, self.loop, tuple(self.graph.tensor(n) for n in names),
-            tuple(sorted(self.params.values(), key=lambda p: (p.per_batch, p.name))),
+            tuple(sorted(params, key=lambda p: (p.per_batch, p.name))),
             tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes,
             tables=tuple(t for t in self.graph.tables if t.name in tables))
 
@@ -319,9 +321,6 @@ class _Lowering:
 
     def _expr(self, n: Node, axes: tuple[str, ...], top: bool = False) -> Node:
         """``n`` as an expression over values: what varies along fewer axes is computed apart."""
-        if n.op == "param":
-            self._param(n)
-            return n
         if (not n.args and n.op != "gather") or n.op == "value":
             return n if n.op != "input" else self._ref(n)
         if OPS[n.op].group != "scalar" or (n.op == "where" and n.args[0].op == "visible"):
@@ -340,7 +339,3 @@ class _Lowering:
 
     def _ref(self, n: Node) -> Node:
         return value(self._emit(n), n.axes, n.dtype)
-
-    def _param(self, n: Node) -> None:
-        name = n.attr("name")
-        self.params[name] = Param(name, "b" in n.axes, n.dtype)

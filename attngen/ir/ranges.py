@@ -7,9 +7,8 @@ A predicate is split into what bounds the loop index and the rest:
 
 Interval arithmetic over the row tile turns the bounds into tile ranges: outside [begin, end) no
 key is visible to any row, inside [full_begin, full_end) every key is visible to every row. A rest
-that no bound expresses keeps tiles from being full, never from being visited; unless it concerns
-the rows alone, which settles all tiles of theirs. With the axes swapped the same function serves
-the transposed loop.
+that concerns the rows alone settles all tiles of theirs; any other is asked of each tile
+(``visits.py``). With the axes swapped the same function serves the transposed loop.
 """
 
 from __future__ import annotations
@@ -112,11 +111,12 @@ def solve_masks(roots: tuple[Node, ...], axis: str) -> Masks:
 
 
 def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
-               all_tiles: bool = False) -> TileRange:
+               all_tiles: bool = False, settled: bool = False) -> TileRange:
     """Ranges of ``block``-wide tiles of ``axis`` for one tile of ``keep``.
 
     ``extent`` is the length of the axis. ``all_tiles`` visits every tile, as a kernel must that
-    writes them or to whose results hidden keys matter.
+    writes them or to whose results hidden keys matter. ``settled``: whether tiles in the full range
+    are full is asked of each as far as it concerns the rest; otherwise such a rest empties it.
     """
     zero, width = const(0), const(block)
     low_any = low_all = zero
@@ -129,7 +129,10 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
         least, greatest = interval(_narrow(bounds.upper), keep)
         high_any = make("min", greatest, extent) if greatest is not None else extent
         high_all = make("min", least, extent) if least is not None else zero
-    low_all, high_all, possible = _with_rest(bounds.rest, axis, keep, low_all, high_all)
+    rest = [] if bounds.rest is None else _conjuncts(bounds.rest)
+    if settled:
+        rest = [part for part in rest if axis not in part.axes]
+    low_all, high_all, possible = _with_rest(rest, axis, keep, low_all, high_all)
     if all_tiles:
         low_any, high_any = zero, extent
     up = const(block - 1)
@@ -156,12 +159,12 @@ def _narrow(bound: Node) -> Node:
     return make("where", make("lt", bound, low), low, inside)
 
 
-def _with_rest(rest: Node | None, axis: str, keep: str, low: Node,
+def _with_rest(rest: list[Node], axis: str, keep: str, low: Node,
                high: Node) -> tuple[Node, Node, Node]:
     """The full range [low, high) where no bound expresses ``rest``, and whether any key of the row
     tile can be visible: conditions on the rows alone decide for all tiles at once."""
     zero, possible = const(0), const(True)
-    for part in [] if rest is None else _conjuncts(rest):
+    for part in rest:
         always, sometimes = (None, None) if axis in part.axes else certainty(part, keep)
         if always is None:
             low = high = zero

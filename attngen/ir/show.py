@@ -175,8 +175,9 @@ def statement_text(stmt: Stmt) -> str:
             return f"{d} = copy {s}"
         case Store(tensor=t, src=s):
             return f"store {t} = {s}"
-        case Loop(axis=a, begin=b, end=e, full_begin=fb, full_end=fe):
-            return f"loop {a} in [{b}, {e}) full [{fb}, {fe})"
+        case Loop(axis=a, begin=b, end=e, full_begin=fb, full_end=fe, visible=v, full=f):
+            return (f"loop {a} in [{b}, {e}){f' where {formula(v)}' if v else ''} "
+                    f"full [{fb}, {fe}){f' where {formula(f)}' if f else ''}")
         case Issue(dst=d, tensor=t, ahead=n):
             return f"issue {d} = {t}" + ("" if n is None else f" ahead {n}")
         case Commit():

@@ -16,7 +16,7 @@ Reduce         dst ← (dst and) the sum or maximum of src along ``over``
 LaneReduce     finish a Reduce whose last step, across lanes, was deferred
 Copy           dst ← src in another space or type
 Store          the tensor's tile ← src, rows and columns inside the tensor only
-Loop           the body for every tile of ``axis`` in [begin, end); ``full`` tiles skip "partial"
+Loop           the body for every visited tile of ``axis``; ``full`` ones skip "partial" statements
 Issue          start the asynchronous Load of the tile ``ahead`` iterations on, if there is one
 Commit         close the group of copies issued since the last Commit
 Wait           until at most ``pending`` groups are in flight
@@ -163,8 +163,13 @@ class Store(Stmt):
 
 @dataclass(frozen=True)
 class Loop(Stmt):
-    """Tiles ``begin`` ≤ n < ``end`` of ``axis``; those in [full_begin, full_end) are full. The
-    four bounds are names of scalar values."""
+    """Tiles ``begin`` ≤ n < ``end`` of ``axis``, in order; those in [full_begin, full_end) are
+    full. The four bounds are names of scalar values.
+
+    What no range expresses is asked of each tile: with ``visible`` only those are visited for
+    which it is true, with ``full`` only those are full. Both are conditions on ``first`` and
+    ``last`` of the two sequence axes.
+    """
 
     axis: str
     begin: str
@@ -172,6 +177,8 @@ class Loop(Stmt):
     full_begin: str
     full_end: str
     body: tuple[Stmt, ...]
+    visible: Node | None = None
+    full: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +291,15 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             yield from statements(stmt.body)
 
 
+def expressions(body: tuple[Stmt, ...]) -> Iterator[Node]:
+    """Every expression in the statements, in program order."""
+    for stmt in statements(body):
+        if isinstance(stmt, Map):
+            yield from stmt.exprs
+        elif isinstance(stmt, Loop):
+            yield from (n for n in (stmt.visible, stmt.full) if n is not None)
+
+
 def reads(stmt: Stmt) -> tuple[str, ...]:
     """Names of the values a statement reads (not those of a loop's body)."""
     match stmt:
@@ -327,18 +343,3 @@ def rewrite_body(body: tuple[Stmt, ...], change) -> tuple[Stmt, ...]:  # type: i
 def attributes(stmt: Stmt) -> dict[str, object]:
     """The attributes that carry meaning (everything but origin and note)."""
     return {f.name: getattr(stmt, f.name) for f in fields(stmt) if f.name not in ("origin", "note")}
-
-
-def merge_maps(body: list[Stmt]) -> list[Stmt]:
-    """Neighbouring Maps over the same axes become one statement."""
-    out: list[Stmt] = []
-    for stmt in body:
-        last = out[-1] if out else None
-        if isinstance(stmt, Map) and isinstance(last, Map) and last.axes == stmt.axes \
-                and last.when == stmt.when and last.origin != "tiles":
-            origins = dict.fromkeys(o for o in (*last.origin.split(", "), stmt.origin) if o)
-            out[-1] = Map(last.dsts + stmt.dsts, last.exprs + stmt.exprs, stmt.axes, stmt.when,
-                          origin=", ".join(origins))
-        else:
-            out.append(stmt)
-    return out

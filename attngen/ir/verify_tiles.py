@@ -7,6 +7,7 @@ from .bounds import EXTENTS
 from .graph import Graph
 from .node import Node, walk
 from .ops import OPS
+from .show import formula
 from .stmt import (
     Barrier,
     Commit,
@@ -24,6 +25,7 @@ from .stmt import (
     Store,
     Table,
     Wait,
+    expressions,
     gathered,
     reads,
     statements,
@@ -106,7 +108,7 @@ def check_tensor_uses(graph: Graph, kernel: Kernel) -> None:
 
 def check_tables(kernel: Kernel) -> None:
     """The kernel's captured tensors are those its expressions read, each read as it may be."""
-    exprs = [e for s in statements(kernel.body) if isinstance(s, Map) for e in s.exprs]
+    exprs = list(expressions(kernel.body))
     for n in walk(*exprs):
         if n.op == "gather":
             check_gather(kernel.tables, n)
@@ -130,8 +132,8 @@ def check_gather(tables: tuple[Table, ...], n: Node) -> None:
 
 def check_params(kernel: Kernel) -> None:
     """Exactly the run-time numbers the expressions use, and the two lengths."""
-    used = {n.attr("name"): "b" in n.axes for s in statements(kernel.body)
-            if isinstance(s, Map) for n in walk(*s.exprs) if n.op == "param"}
+    named = [n for n in walk(*expressions(kernel.body)) if n.op == "param"]
+    used = {n.attr("name"): "b" in n.axes for n in named}
     used.update(dict.fromkeys(EXTENTS.values(), False))
     have = {p.name: p.per_batch for p in kernel.params}
     if used != have or len(have) != len(kernel.params):
@@ -140,8 +142,7 @@ def check_params(kernel: Kernel) -> None:
            or not p.name.isidentifier() for p in kernel.params):
         raise VerifyError(f"kernel {kernel.name}: parameters are int32 identifiers, or floats that "
                           "are one for the whole batch")
-    typed = {(n.attr("name"), n.dtype) for s in statements(kernel.body) if isinstance(s, Map)
-             for n in walk(*s.exprs) if n.op == "param"}
+    typed = {(n.attr("name"), n.dtype) for n in named}
     if typed - {(p.name, p.dtype) for p in kernel.params}:
         raise VerifyError(f"kernel {kernel.name} uses parameters {sorted(typed)} of other types")
 
@@ -237,6 +238,25 @@ def check_statement(kernel: Kernel, stmt: Stmt) -> None:
             full = ("n_full_begin", "n_full_end") if asks else ("n_begin", "n_end")
             if (b, e) != ("n_begin", "n_end") or (fb, fe) != full:
                 raise VerifyError(f"loop bounds {b}, {e}, {fb}, {fe} are not the tile range")
+            _check_visits(kernel, stmt, asks)
+
+
+def _check_visits(kernel: Kernel, loop: Loop, asks: bool) -> None:
+    """Conditions on tiles, the same for every loop of the kernel, as they share its range."""
+    others = [s for s in kernel.body if isinstance(s, Loop)]
+    if any((s.visible, s.full) != (loop.visible, loop.full) for s in others):
+        raise VerifyError(f"{kernel.name}: loops over {loop.axis} that visit different tiles")
+    if loop.full is not None and not asks:
+        raise VerifyError(f"{kernel.name}: a loop asks which tiles are full, no statement does")
+    for n in (loop.visible, loop.full):
+        if n is None:
+            continue
+        if n.dtype != "bool" or {kernel.keep, kernel.loop} & set(n.axes):
+            raise VerifyError(f"{kernel.name}: {formula(n)} is no condition on a tile")
+        stray = [m.op for m in walk(n) if OPS[m.op].group not in ("scalar", "leaf")
+                 or m.op in ("input", "value")]
+        if stray:
+            raise VerifyError(f"{kernel.name}: {stray[0]} in a condition on a tile")
 
 
 def _check_product(kernel: Kernel, d: str, a: str, b: str, over: str) -> None:

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir import stmt as ir
-from ..ir.node import walk
+from ..ir.node import Node, walk
 from . import copy_views, element_views, product_views
 from . import statements as out
 from .code import Code, comment
+from .conditions import Condition, condition
 from .context import Context, Scope
 from .expressions import c_type
 from .geometry import TILE
@@ -28,6 +29,16 @@ _VIEWS: dict[type[ir.Stmt], Callable[[Context, Any, Scope], out.StatementView]] 
     ir.Issue: copy_views.issue, ir.Commit: copy_views.commit, ir.Wait: copy_views.wait,
     ir.Barrier: copy_views.barrier,
 }
+
+
+def visited(kernel: ir.Kernel, loop: ir.Loop, what: str) -> tuple[Code, ...]:
+    """Names of the current visited tile ("tile") or the first ("visit"), and of those after it as
+    far as copies are issued ahead; none where a loop visits all."""
+    if loop.visible is None:
+        return ()
+    ahead = max((s.ahead or 0 for s in ir.statements(kernel.body) if isinstance(s, ir.Issue)),
+                default=0)
+    return tuple(copy_views.tile_number(loop, what == "tile", n) for n in range(ahead + 1))
 
 
 class Body:
@@ -54,7 +65,22 @@ class Body:
             if isinstance(stmt, ir.Map) and isinstance(view, out.Elements):
                 view = replace(view, lines=self._declared(stmt, view.lines, scope))
             views.append(replace(view, comments=self._comments(stmt)))
+            if isinstance(stmt, ir.Map) and upcoming and upcoming.end in stmt.dsts:
+                views += self._tiles(upcoming)
         return tuple(views)
+
+    def _tiles(self, loop: ir.Loop) -> list[out.StatementView]:
+        """What loops ask of single tiles, after the range of tiles is known."""
+        if loop.visible is None and loop.full is None:
+            return []
+        visible, full = (self._asked(n, loop.axis) for n in (loop.visible, loop.full))
+        return [out.TilesView((), Code(loop.axis), TILE[loop.axis], self.context.size(loop.axis),
+                              c_name(loop.begin), c_name(loop.end), visible, full,
+                              visited(self.kernel, loop, "visit"))]
+
+    def _asked(self, asked: Node | None, axis: str) -> Condition | None:
+        return None if asked is None else condition(
+            asked, axis, lambda leaf: self.context.expression(leaf, set()))
 
     def _declared(self, stmt: ir.Map, lines: tuple[Code, ...],
                   scope: Scope) -> tuple[Code, ...]:
@@ -92,6 +118,8 @@ class Body:
         return out.LoopView(
             (), axis=Code(axis), tile=TILE[axis], begin=c_name(stmt.begin), end=c_name(stmt.end),
             full_begin=c_name(stmt.full_begin), full_end=c_name(stmt.full_end), partial=partial,
+            asked=stmt.full is not None,
+            upcoming=visited(self.kernel, stmt, "tile"), visits=visited(self.kernel, stmt, "visit"),
             first=re.search(rf"\b{axis}_first\b", f"{last} {body!r}") is not None,
             last=last, rings=tuple(out.Ring(Code(f"slot{n}"), n) for n in context.rings),
             declared=self.declarations(scope.path), body=body)

@@ -14,6 +14,7 @@ from ..ir.node import Node, make, value, walk
 from . import statements_cpu as out
 from .abi import stride_name
 from .code import Code, comment
+from .conditions import condition
 from .expressions import c_number, c_type, print_expression
 from .geometry import SIZE
 from .names import c_name
@@ -270,9 +271,12 @@ class Body:
     def _loop(self, stmt: ir.Loop) -> out.LoopView:
         body = self.build(stmt.body)
         axis = stmt.axis
+        visible, full = (n if n is None else condition(n, axis, lambda x: self._leaf(x, set()))
+                         for n in (stmt.visible, stmt.full))
         return out.LoopView(
             (), axis=Code(axis), tile=EXTENT[axis], size=self.size(axis),
             begin=local_name(stmt.begin), end=local_name(stmt.end),
             full_begin=local_name(stmt.full_begin), full_end=local_name(stmt.full_end),
             partial=any(isinstance(v, out.Lines) and v.guard for v in body),
-            last=f"{axis}_last" in self.used, body=body)
+            last=f"{axis}_last" in self.used or any(c and c.last for c in (visible, full)),
+            visible=visible, full=full, body=body)

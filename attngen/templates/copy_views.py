@@ -24,15 +24,14 @@ def issue(context: Context, stmt: ir.Issue, scope: Scope) -> out.IssueView:
     local: tuple[Code, ...] = ()
     position = {a: f"{a}_first" for a in value.axes if a not in "de"}
     if loop is not None:
-        start = f"{loop.axis}_tile" if scope.inside else c_name(loop.begin)
-        number = f"{start} + {ahead}" if ahead else start
+        number = tile_number(loop, scope.inside is not None, ahead)
         elsewhere = scope.inside is None or ahead > 0
         if elsewhere:
             guard = Code(f"{number} < {c_name(loop.end)}")
         if elsewhere and stmt.ahead is not None:
             position[loop.axis] = name = f"{tile.name}_first"
-            number = f"({number})" if ahead else number
-            local = (Code(f"const int {name} = {number} * {TILE[loop.axis]};"),)
+            bracketed = f"({number})" if " " in number else number
+            local = (Code(f"const int {name} = {bracketed} * {TILE[loop.axis]};"),)
     rows, cols = value.axes
     at = offset(tensor, position)
     return out.IssueView(
@@ -40,6 +39,14 @@ def issue(context: Context, stmt: ir.Issue, scope: Scope) -> out.IssueView:
         source=Code(f"{tile.name}_from" + (f" + {at}" if at else "")),
         stride=Code(f"params.{c_name(tensor.name)}_stride_{rows}"),
         rows=_left(context, rows, position), cols=_left(context, cols, position))
+
+
+def tile_number(loop: ir.Loop, inside: bool, ahead: int) -> Code:
+    """The number of the tile ``ahead`` visited ones on."""
+    if loop.visible is not None:
+        return Code(f"{loop.axis}_tile{ahead or ''}" if inside else f"{loop.axis}_visit{ahead}")
+    start = f"{loop.axis}_tile" if inside else c_name(loop.begin)
+    return Code(f"{start} + {ahead}" if ahead else start)
 
 
 def _left(context: Context, axis: str, position: dict[str, str]) -> Code:

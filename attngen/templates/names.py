@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import fields, is_dataclass
 
 from ..errors import VerifyError
@@ -22,6 +23,7 @@ _KEYWORDS = frozenset("""
 _SKELETON = frozenset("""
     b h g i j d e r c n t x kk lane warp row0 partial params shared a_part b_part
     """.split())
+_NUMBERED = re.compile(r"[ij]_(first|last|from|visible|full|tile\d?|visit\d)|(slot|x)\d+")
 
 
 def c_name(name: str) -> Code:
@@ -31,7 +33,8 @@ def c_name(name: str) -> Code:
     """
     if not name.isidentifier() or not name.isascii():
         raise VerifyError(f"{name!r} cannot be a name in emitted source")
-    return Code(f"v_{name}" if name in _KEYWORDS or name in _SKELETON else name)
+    taken = name in _KEYWORDS or name in _SKELETON or _NUMBERED.fullmatch(name)
+    return Code(f"v_{name}" if taken else name)
 
 
 def kernel_key(kernel: Kernel) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .code import Code
+from .conditions import Condition
 from .geometry import Columns
 
 
@@ -168,9 +169,27 @@ class Ring:
 
 
 @dataclass(frozen=True)
+class TilesView(StatementView):
+    """What loops over ``axis`` ask of a tile, as functions of its number. With ``visible`` the
+    first visited tiles, as many as loops keep track of, are called ``visits``."""
+
+    kind: ClassVar[str] = "tiles"
+    axis: Code
+    tile: Code
+    size: Code
+    begin: Code
+    end: Code
+    visible: Condition | None
+    full: Condition | None
+    visits: tuple[Code, ...]
+
+
+@dataclass(frozen=True)
 class LoopView(StatementView):
     """Tiles of ``axis``; ``partial`` is whether the body asks if a tile is full, ``first``
-    whether it asks where the tile begins."""
+    whether it asks where the tile begins. ``asked``: whether a tile in the full range is full is
+    a question of its own. ``upcoming`` names the current visited tile and those that copies are
+    issued for, ``visits`` what they start with; empty when every tile in the range is visited."""
 
     kind: ClassVar[str] = "loop"
     axis: Code
@@ -180,6 +199,9 @@ class LoopView(StatementView):
     full_begin: Code
     full_end: Code
     partial: bool
+    asked: bool
+    upcoming: tuple[Code, ...]
+    visits: tuple[Code, ...]
     first: bool
     last: Code | None
     rings: tuple[Ring, ...]

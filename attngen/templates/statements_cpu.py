@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .code import Code
+from .conditions import Condition
 from .statements import StatementView
 
 
@@ -70,7 +71,8 @@ class MmaView(StatementView):
 @dataclass(frozen=True)
 class LoopView(StatementView):
     """Tiles of ``axis``; ``partial`` is whether the body asks if a tile is full, ``last`` whether
-    it needs the last index."""
+    it needs the last index. Tiles that are not ``visible`` are passed over, those in the full
+    range are full if ``full``."""
 
     kind: ClassVar[str] = "loop"
     axis: Code
@@ -82,4 +84,6 @@ class LoopView(StatementView):
     full_end: Code
     partial: bool
     last: bool
+    visible: Condition | None
+    full: Condition | None
     body: tuple[StatementView, ...]

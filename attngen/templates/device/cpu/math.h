@@ -137,12 +137,10 @@ template <class T> INLINE T tanh_real(T x) {
 REAL_FUNCTIONS(float, f32)
 REAL_FUNCTIONS(double, f64)
 ORDERED_FUNCTIONS(int, i32)
-ORDERED_FUNCTIONS(int64_t, i64)
 
 INLINE float abs_f32(float x) { return __builtin_fabsf(x); }
 INLINE double abs_f64(double x) { return __builtin_fabs(x); }
 INLINE int abs_i32(int x) { return x < 0 ? -x : x; }
-INLINE int64_t abs_i64(int64_t x) { return x < 0 ? -x : x; }
 INLINE float erf_f32(float x) { return __builtin_erff(x); }
 INLINE double erf_f64(double x) { return __builtin_erf(x); }
 INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
@@ -162,10 +160,5 @@ INLINE int floordiv_i32(int a, int b) {
     return q - (int)((rest != 0) & ((rest ^ b) < 0));
 }
 INLINE int mod_i32(int a, int b) { return b == 0 ? 0 : a - floordiv_i32(a, b) * b; }
-INLINE int64_t floordiv_i64(int64_t a, int64_t b) {
-    const int64_t q = b == 0 ? 0 : a / b, rest = a - q * b;
-    return q - (int64_t)((b != 0) & (rest != 0) & ((rest ^ b) < 0));
-}
-INLINE int64_t mod_i64(int64_t a, int64_t b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }
 
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0

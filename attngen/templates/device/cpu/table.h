@@ -14,3 +14,12 @@ template <class R, class T, class I, class... Rest>
 INLINE R gather(const T* table, I index, int size, i64 stride, Rest... rest) {
     return index >= 0 && index < size ? gather<R>(table + index * stride, rest...) : R(0);
 }
+
+// What math.h has for int, for the 64-bit integers that tables may hold.
+ORDERED_FUNCTIONS(i64, i64)
+INLINE i64 abs_i64(i64 x) { return x < 0 ? -x : x; }
+INLINE i64 floordiv_i64(i64 a, i64 b) {
+    const i64 q = b == 0 ? 0 : a / b, rest = a - q * b;
+    return q - (i64)((b != 0) & (rest != 0) & ((rest ^ b) < 0));
+}
+INLINE i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }

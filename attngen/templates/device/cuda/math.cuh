@@ -36,9 +36,6 @@ DEVICE_FN float floor_f32(float x) { return floorf(x); }
 DEVICE_FN int max_i32(int a, int b) { return a > b ? a : b; }
 DEVICE_FN int min_i32(int a, int b) { return a < b ? a : b; }
 DEVICE_FN int abs_i32(int a) { return a < 0 ? -a : a; }
-DEVICE_FN i64 max_i64(i64 a, i64 b) { return a > b ? a : b; }
-DEVICE_FN i64 min_i64(i64 a, i64 b) { return a < b ? a : b; }
-DEVICE_FN i64 abs_i64(i64 a) { return a < 0 ? -a : a; }
 
 // Quotient rounded down, and the remainder that goes with it (same sign as b). b is not 0.
 DEVICE_FN int floor_div(int a, int b) {

@@ -17,11 +17,6 @@ DEVICE_FN float finite_or_zero_f32(float x) { return x == NEG_INF ? 0.0f : x; }
 // its tensor is: 0.
 DEVICE_FN int floordiv_i32(int a, int b) { return b == 0 ? 0 : floor_div(a, b); }
 DEVICE_FN int mod_i32(int a, int b) { return b == 0 ? 0 : floor_mod(a, b); }
-DEVICE_FN i64 floordiv_i64(i64 a, i64 b) {
-    const i64 q = b == 0 ? 0 : a / b;
-    return q - static_cast<i64>(b != 0 && q * b != a && (a < 0) != (b < 0));
-}
-DEVICE_FN i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }
 
 // The same of numbers with a fraction.
 DEVICE_FN float floordiv_f32(float a, float b) { return floor_f32(a / b); }

@@ -15,3 +15,13 @@ template <typename R, typename T, typename I, typename... Rest>
 DEVICE_FN R gather(const T* table, I index, int size, i64 stride, Rest... rest) {
     return index >= 0 && index < size ? gather<R>(table + index * stride, rest...) : R(0);
 }
+
+// What ops.cuh and math.cuh have for int, for the 64-bit integers that tables may hold.
+DEVICE_FN i64 max_i64(i64 a, i64 b) { return a > b ? a : b; }
+DEVICE_FN i64 min_i64(i64 a, i64 b) { return a < b ? a : b; }
+DEVICE_FN i64 abs_i64(i64 a) { return a < 0 ? -a : a; }
+DEVICE_FN i64 floordiv_i64(i64 a, i64 b) {
+    const i64 q = b == 0 ? 0 : a / b;
+    return q - static_cast<i64>(b != 0 && q * b != a && (a < 0) != (b < 0));
+}
+DEVICE_FN i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }
