@@ -187,6 +187,12 @@ class Attention:
                                                                      plan.kernels)})
         return "\n".join(dict.fromkeys(texts))
 
+    def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
+        """What masks and scores captured: (name, as ``params`` takes it; the tensor or number)."""
+        _, found = self._plan_for(dtype or self.dtype, True)
+        return (*((t.spoken or t.name, t.source) for t in found.tensors),
+                *((n.spoken or n.name, n.source) for n in found.numbers))
+
     def ir(self, stage: str) -> Any:
         """The printable graph at a stage: "math", "fused", "tiled" or "placed"."""
         return self._describe.ir(stage)

@@ -177,11 +177,12 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     _unary("fast_log2", _scaled(20.0, 1e-30), 4.0, 2.0**-2),
     *(_unary(name, draw, 4.0, 2.0**-126) for name, draw in (
         ("exp_f32", _scaled(20.0)), ("exp2_f32", _scaled(20.0)), ("tanh_f32", _scaled(2.0)),
+        ("erf_f32", _scaled(2.0)),
         ("sigmoid_f32", _scaled(8.0)))),
     *(_unary(name, _scaled(20.0, 1e-30), 4.0, 2.0**-2) for name in ("log_f32", "log2_f32")),
     *(_unary(name, _floats) for name in ("sqrt_f32", "recip", "recip0_f32", "abs_f32", "floor_f32",
                                          "finite_or_zero_f32")),
-    _binary("max_f32"), _binary("min_f32"),
+    _binary("max_f32"), _binary("min_f32"), _binary("floordiv_f32"), _binary("mod_f32"),
     Primitive("fma_f32", 3, 1, "y[0] = word(fma_f32(real(x[0]), real(x[1]), real(x[2])));",
               _floats, 0.0),
     *(_whole(name, 2, _integers(-1000, 1000)) for name in (

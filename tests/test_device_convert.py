@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ UNARY = {
     "exp_f32": np.exp, "exp2_f32": np.exp2, "fast_exp2": np.exp2, "log_f32": np.log,
     "log2_f32": np.log2, "fast_log2": np.log2, "tanh_f32": np.tanh, "sqrt_f32": np.sqrt,
     "recip": np.reciprocal, "abs_f32": np.abs, "floor_f32": np.floor,
+    "erf_f32": np.vectorize(math.erf),
     "sigmoid_f32": lambda x: 1 / (1 + np.exp(-x)),
     "recip0_f32": lambda x: np.where(x == 0, 0, 1 / np.where(x == 0, 1, x)),
     "finite_or_zero_f32": lambda x: np.where(np.isneginf(x), 0, x),
@@ -24,6 +26,8 @@ UNARY = {
 INTEGER = {
     "floor_div": np.floor_divide, "floor_mod": np.mod, "floordiv_i32": np.floor_divide,
     "mod_i32": np.mod, "max_i32": np.maximum, "min_i32": np.minimum,
+    "floordiv_i64": np.floor_divide, "mod_i64": np.mod, "max_i64": np.maximum,
+    "min_i64": np.minimum,
 }
 BINARY = {"max_f32": np.fmax, "min_f32": np.fmin}
 
@@ -65,7 +69,8 @@ def module() -> EmulatedModule:
     text = "struct Params { const float* x; u32* out; int n; };\n" + CONVERT
     text += "".join(_kernel(name, f"{name}(x)") for name in UNARY)
     text += "".join(_kernel(name, f"{name}(x, y)") for name in BINARY)
-    text += "".join(_kernel(n, f"{n}(static_cast<int>(x), static_cast<int>(y))") for n in INTEGER)
+    text += "".join(_kernel(n, f"static_cast<int>({n}(static_cast<int>(x), static_cast<int>(y)))")
+                    for n in INTEGER)
     return emulator.load(complete(text))
 
 

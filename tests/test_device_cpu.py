@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64
 UNARY: dict[str, tuple[Any, float]] = {
     "exp": (np.exp, 2.0), "exp2": (np.exp2, 2.0), "log": (np.log, 4.0), "log2": (np.log2, 4.0),
     "tanh": (np.tanh, 5.0), "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), 3.0),
+    "erf": (lambda x: np.vectorize(math.erf)(x.astype(float)), 2.0),
     "sqrt": (np.sqrt, 1.0), "abs": (np.abs, 0.0),
     "recip0": (lambda x: np.where(x == 0, 0, 1 / np.where(x == 0, 1, x)), 1.0),
     "finite_or_zero": (lambda x: np.where(np.isneginf(x), 0, x), 0.0),

@@ -110,6 +110,7 @@ template <typename T> DEVICE_FN float use_all(const Params& p) {
     x += static_cast<float>(max_i32(p.n, 2) + min_i32(p.n, 3) + abs_i32(p.n));
     x += static_cast<float>(floordiv_i64(p.stride, 3) + mod_i64(p.stride, 5) + abs_i64(p.stride));
     x += static_cast<float>(max_i64(p.stride, 2) + min_i64(p.stride, 3));
+    x += floordiv_f32(x, 3.0f) + mod_f32(x, 5.0f) + erf_f32(x);
     x += load_global(p.a) + to_float(load_global(p.b)) + to_float(from_float<T>(x));
     x += plain(1.0f) + plain(bf16_t{1}) + plain(f16_t{1});
     x += gather<float>(p.a, lane, p.n, p.stride, 3, p.n, 1) + gather<float>(p.b, 2, p.n, p.stride);

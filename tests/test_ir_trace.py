@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ir_problem import DTYPE, only, placed
 
 from attngen import scores
@@ -39,6 +40,8 @@ def numbers(node: Node, s: float, b: int, h: int, i: int, j: int) -> Any:
             known[n.key] = n.attr("value")
         elif n.op == "cast":
             known[n.key] = known[n.args[0].key]
+            if n.dtype == "int32":
+                known[n.key] = np.trunc(known[n.key]).astype(int)
         elif n.args:
             row = SCALAR_OPS[n.op].evaluate
             assert row is not None
@@ -67,6 +70,27 @@ SCORES: dict[str, Callable[..., Any]] = {
     "constants_first": lambda s, b, h, i, j: T(2.5) * s + T(3) - s + T(1.5) / (s * s + 1),
     "compare_constants_first": lambda s, b, h, i, j: torch.where(
         (T(4) > j) & (T(3) <= i) & (T(5) == h), s, s + 1),
+    "activations": lambda s, b, h, i, j: F.gelu(s) + F.gelu(s, approximate="tanh") + F.silu(s)
+    + F.relu(s) + F.relu6(s * 4) + F.leaky_relu(s, 0.2) + F.elu(s) + F.softplus(s, 2.0)
+    + F.logsigmoid(s) + torch.erf(s) + s.erf(),
+    "whole": lambda s, b, h, i, j: torch.floor(s) + s.ceil() * 2 + torch.trunc(s) * 3
+    + torch.round(s * 2) * 5 + torch.sign(s) + (i - j).sign() + i.floor(),
+    "powers": lambda s, b, h, i, j: s ** 3 + torch.pow(s, 2) + (s * s + 1) ** -1.5 + 2.0 ** (i - j)
+    + torch.rsqrt(s * s + 1) + torch.reciprocal(s) + (s * s) ** 0.5 + s ** -2 + s.square(),
+    "bounds": lambda s, b, h, i, j: torch.clamp_min(s, 0.1) + s.clamp_max(0) + s.clip(-1, max=1)
+    + s.masked_fill(i > j, 0.25) + torch.clamp(i, max=4) + s.unsqueeze(-1).squeeze(-1).clone(),
+    "names": lambda s, b, h, i, j: torch.where(torch.gt(i, j) | torch.ge(j, 11) | torch.lt(h, 1)
+                                               | torch.not_equal(b, b) & ~torch.less(i, 0),
+                                               torch.subtract(s, 1), torch.rsub(s, 2))
+    + torch.div(i, 4, rounding_mode="floor"),
+    "methods_of_tensors": lambda s, b, h, i, j: s.mul(2).add(1).sub(0.5).div(3).neg()
+    + s.where(i.ge(j).logical_or(j.eq(3)), -3.0) + (i - j).type_as(s) + (i // 8).ne(j // 8).int(),
+    "likes": lambda s, b, h, i, j: torch.where(torch.ones_like(i, dtype=torch.bool) & (i > j), s,
+                                               torch.full_like(s, -2.0))
+    + torch.zeros_like(s) + s.new_full((), 0.25) + s.new_ones(()) + torch.ones_like(i) // 2,
+    "more": lambda s, b, h, i, j: torch.fmod(j - i, 3) + torch.fmod(s, 0.5) + torch.log1p(s.abs())
+    + torch.expm1(s) + F.hardtanh(s) + torch.special.expit(s) + torch.min(torch.max(s, s * 2), j),
+    "floats": lambda s, b, h, i, j: s // 0.5 + s % 0.75 + i // 2.5,
     "functions": lambda s, b, h, i, j: scores.tanh(s) + scores.exp2(s / 2) + scores.sqrt(s * s),
     "captured_loop": lambda s, b, h, i, j: sum(s * k for k in range(4)),
     "truth": lambda s, b, h, i, j: s * (i == j) + s * (j < 5),
@@ -120,10 +144,10 @@ def test_numbers_take_the_type_of_what_they_meet() -> None:
 
 
 def test_nodes_know_which_callable_they_came_from() -> None:
-    def distance(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    def nearness(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         return s - (i - j) * 0.5
-    node = trace(distance, ARGUMENTS, "distance", "float32")
-    assert node.origin == "distance" and node.args[1].origin == "distance"
+    node = trace(nearness, ARGUMENTS, "nearness", "float32")
+    assert node.origin == "nearness" and node.args[1].origin == "nearness"
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -162,7 +186,7 @@ def where_on_a_number(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
 
 
 def untraceable(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-    return torch.erf(s)
+    return torch.lgamma(s)
 
 
 def keyword(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
@@ -220,7 +244,7 @@ def subtracted_conditions(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     (not_on_a_number, ("~ needs a condition, got int32; compare it first",)),
     (or_on_numbers, ("or needs conditions, got float32; compare it first",)),
     (where_on_a_number, ("where needs a condition, got int32; compare it first",)),
-    (untraceable, ("torch.erf cannot be traced", "torch.where", "tanh", "torch.erf(s)")),
+    (untraceable, ("torch.lgamma cannot be traced", "torch.where", "tanh", "torch.lgamma(s)")),
     (keyword, ("torch.add with alpha= cannot be traced", "alpha=2")),
     (rounding, ("torch.div with rounding_mode= cannot be traced",)),
     (whole_tensor, ("a captured tensor of shape (4,) cannot enter", "torch.ones(4)")),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +31,11 @@ def traced(function: Callable[..., Any], heads: int | None = None) -> tuple[Node
 
 
 @pytest.mark.parametrize(("function", "text"), [
-    (lambda b, h, i, j: IDS[i] == IDS[j], "IDS[i] == IDS[j]"),
-    (lambda b, h, i, j: TABLE[b, h, j // 2] > 2, "2 < TABLE[b, h, j // 2]"),
-    (lambda b, h, i, j: TABLE[b][h][j] > 2, "2 < TABLE[b, h, j]"),
-    (lambda b, h, i, j: TABLE[b, 3][j] > 2, "2 < TABLE[b, 3, j]"),
-    (lambda b, h, i, j: TABLE[b, :, :][h, j] > 2, "2 < TABLE[b, h, j]"),
+    (lambda b, h, i, j: IDS[i] == IDS[j], "ids[j] == ids[i]"),
+    (lambda b, h, i, j: TABLE[b, h, j // 2] > 2, "2 < table[b, h, j // 2]"),
+    (lambda b, h, i, j: TABLE[b][h][j] > 2, "2 < table[b, h, j]"),
+    (lambda b, h, i, j: TABLE[b, 3][j] > 2, "2 < table[b, 3, j]"),
+    (lambda b, h, i, j: TABLE[b, :, :][h, j] > 2, "2 < table[b, h, j]"),
     (lambda b, h, i, j, t=IDS: t[j] > i, "i < t[j]"),
     (functools.partial(lambda ids, b, h, i, j: ids[j] > i, IDS), "i < ids[j]"),
     (lambda b, h, i, j: (i & 3) == (j ^ 1) % 2, "(i bitand 3)"),
@@ -103,6 +105,104 @@ def test_heads_that_leave_a_table() -> None:
     with pytest.raises(TraceError, match="head 2 reads position 4 of slopes in dimension 0, which "
                                          "has 4 elements"):
         traced(lambda b, h, i, j: slopes[h * 2] > i, heads=4)
+
+
+SMALL = torch.arange(5)
+MARKS = torch.zeros(9, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("function", "text"), [
+    (lambda b, h, i, j: SMALL[i % 4 + 5] > 0, "SMALL is never read inside dimension 0, which has "
+                                              "5 elements: positions are 5 ... 8"),
+    (lambda b, h, i, j: SMALL[-1 - abs(i - j)] > 0, "positions are at most -1"),
+    (lambda b, h, i, j: SMALL[torch.clamp(j, min=5)] > 0, "positions are at least 5"),
+    (lambda b, h, i, j: SMALL[(i & 3) * 2 - h - 7] > 0, "positions are -8 ... -1"),
+    (lambda b, h, i, j: SMALL[torch.where(i < j, 7, 5) + MARKS[i]] > 0, "positions are 5 ... 8"),
+    (lambda b, h, i, j: SMALL[SMALL[j] % 3 // 2 - 2] > 0, "positions are -2 ... -1"),
+    (lambda b, h, i, j: TABLE[b, h * 0 + i % 2 + 4, j] > 0, "never read inside dimension 1"),
+])
+def test_positions_that_are_never_inside(function: Callable[..., Any], text: str) -> None:
+    with pytest.raises(TraceError, match=re.escape(text)) as error:
+        traced(function, heads=2)
+    assert "Positions count from 0" in error.value.remedy
+
+
+GUARDED: tuple[Callable[..., Any], ...] = (
+    lambda b, h, i, j: SMALL[i], lambda b, h, i, j: SMALL[i % 9], lambda b, h, i, j: SMALL[i - j],
+    lambda b, h, i, j: SMALL[SMALL[j] - 3], lambda b, h, i, j: SMALL[(i - 3).clamp(max=0)],
+    lambda b, h, i, j: SMALL[b + 4], lambda b, h, i, j: SMALL[abs(i) // 7 - 1],
+    lambda b, h, i, j: SMALL[i * 0 + 4])
+
+
+def test_positions_that_may_be_inside_are_guarded() -> None:
+    """In a kernel an index outside reads 0: rows and keys go on beyond the tensor's five."""
+    padded = torch.zeros(100, dtype=torch.long)  # negative positions land on zeros
+    padded[:5] = SMALL
+    elsewhere = [types.FunctionType(f.__code__, {**globals(), "SMALL": padded}) for f in GUARDED]
+
+    def score(functions: Any) -> Callable[..., Any]:
+        return lambda s, b, h, i, j: s + sum(
+            f(b, h, i, j) / (n + 5) for n, f in enumerate(functions))
+
+    spec, right = (ag.AttentionSpec(heads=1, head_dim=16, score=score(f))
+                   for f in (GUARDED, elsewhere))
+    q, k, v = make_qkv(spec, 1, 20)
+    assert_matches_oracle(right, q, k, v, ag.compile(spec, target="cpu")(q, k, v))
+
+
+def test_the_size_of_expressions_is_capped() -> None:
+    def many(b: Any, h: Any, i: Any, j: Any) -> Any:
+        parts = [(i + n) % 7 == (j * n) % 5 for n in range(1500)]
+        while len(parts) > 1:
+            parts = [x if y is None else x | y for x, y in
+                     itertools.zip_longest(parts[::2], parts[1::2])]
+        return parts[0]
+
+    with pytest.raises(TraceError, match="operations, at most 4096 are taken"):
+        traced(many)
+    wide = torch.zeros(50, 1025, dtype=torch.int32)
+    with pytest.raises(TraceError, match="all but one of at most 1024 elements"):
+        traced(lambda b, h, i, j: (wide[i] == j).any(-1))
+
+
+def test_captured_tensors_do_not_become_numbers() -> None:
+    length, rows = torch.tensor(5), torch.tensor([3, 4])
+    for function in (lambda b, h, i, j: i < length.item(), lambda b, h, i, j: i < int(length),
+                     lambda b, h, i, j: i < rows.tolist()[0],
+                     lambda b, h, i, j: (i < 3) & bool(length)):
+        with pytest.raises(TraceError, match="becomes a Python value, which would not follow"):
+            traced(function)
+    _, captures = traced(lambda b, h, i, j: (i < length) & (j < rows[1]))
+    assert captures.tables[0].source is length and captures.tables[1].ndim == 0
+
+
+def test_tensors_no_kernel_reads() -> None:
+    phases = torch.zeros(9, dtype=torch.complex64)
+    with pytest.raises(TraceError, match="the captured tensor phases is complex64"):
+        traced(lambda b, h, i, j: phases[i] == 0)
+
+
+def test_rows_take_every_operation() -> None:
+    rows, weights = torch.randint(0, 9, (50, 3)), torch.randn(50, 3)
+    few = torch.tensor([4, 17])
+    spec = ag.AttentionSpec(
+        heads=1, head_dim=16,
+        mask=lambda b, h, i, j: (((rows[i] - j % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1)
+        | torch.isin(j, few),
+        score=lambda s, b, h, i, j: s + torch.tanh(weights[i] / 2 * s).amax(-1)
+        - (3.0 - weights[j].exp()).mean(-1) + (weights[i] ** 2).amin(-1))
+
+    def row(x: Any) -> Any:
+        return x.unsqueeze(-1)
+
+    wide = ag.AttentionSpec(
+        heads=1, head_dim=16,
+        mask=lambda b, h, i, j: (((rows[i] - row(j) % 5 > 2) & ~(rows[j] == 7)).sum(-1) >= 1)
+        | torch.isin(j, few),
+        score=lambda s, b, h, i, j: s + torch.tanh(weights[i] / 2 * row(s)).amax(-1)
+        - (3.0 - weights[j].exp()).mean(-1) + (weights[i] ** 2).amin(-1))
+    q, k, v = make_qkv(spec, 1, 50)
+    assert_matches_oracle(wide, q, k, v, ag.compile(spec, target="cpu")(q, k, v))
 
 
 def test_dynamic_numbers_are_numbers_outside() -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import TraceError
-from .node import Node, gather, param
+from .naming import kernel_name
+from .node import Node, make, param
 
 _REGISTER = {"bool": "bool", "uint8": "int32", "int8": "int32", "int16": "int32", "int32": "int32",
              "int64": "int64", "float16": "float", "bfloat16": "float", "float32": "float",
@@ -40,19 +41,18 @@ class Number:
     spoken: str = ""
 
 
-# What kernels call their own arguments, now or in phases to come, and how they derive names.
+# What kernels call their own arguments, now or in phases to come.
 _RESERVED = frozenset("""
     q k v o lse do dq dk dv delta sinks batch heads groups head_dim head_dim_v seqlen_q seqlen_k
     q_offset kv_offset kv_len params
     """.split())
-_DERIVED = ("_stride_", "_size_", "_ptr", "_per_64")
 
 
 class Captures:
     """The captured tensors and numbers of one graph, in order of first use.
 
-    Names are ``spoken`` where that is a plain identifier, else ``table`` or ``number``; a number
-    is appended where several objects share one, or the kernel has the name.
+    Names are ``spoken`` as far as a kernel can have it (``naming.py``), else ``table`` or
+    ``number``; a number is appended where several objects share one, or the kernel has the name.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,8 @@ class Captures:
         read as ``compute``. Raises TraceError."""
         table = self.table(source, spoken)
         register = _REGISTER[table.dtype]
-        return gather(table.name, indices, compute if register == "float" else register)
+        return make("gather", *indices, name=table.name, origin=table.name,
+                    dtype=compute if register == "float" else register)
 
     def number(self, source: Any, value: int | float, compute: str, spoken: str = "") -> Node:
         """The parameter of a dynamic number: int32 for whole numbers, else ``compute``."""
@@ -104,9 +105,7 @@ class Captures:
         return param(known.name, (), known.dtype)
 
     def _name(self, spoken: str, fallback: str) -> str:
-        plain = spoken.isascii() and spoken.isidentifier() and len(spoken) <= 40 \
-            and not any(part in spoken for part in _DERIVED)
-        base = spoken if plain else fallback
+        base = kernel_name(spoken, fallback)
         taken = _RESERVED | {t.name for t in self.tables} | {n.name for n in self.numbers}
         name, count = base, 2
         while name in taken:

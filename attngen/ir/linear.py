@@ -185,6 +185,8 @@ class Extent:
                 return _both(n.op, low, n.args[1]), _both(n.op, high, n.args[1])
             case "mod" if n.args[1].is_const and n.args[1].attr("value"):
                 return _remainder(*self.of(n.args[0]), n.args[1].attr("value"))
+            case "bitand" if n.args[1].is_const and n.args[1].attr("value") >= 0:
+                return const(0), n.args[1]
             case "cast" if n.args[0].dtype == "bool":
                 return const(0), const(1)
             case "gather" if self.tables:

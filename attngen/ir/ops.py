@@ -7,6 +7,7 @@ Tensor rows describe operations over named axes; their meaning is in ``eval_tens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,11 @@ class OpInfo:
 
 def _floor_div(a: Any, b: Any) -> Any:
     return np.floor_divide(a, b)
+
+
+def _erf(x: Any) -> Any:
+    x = np.asarray(x)
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
 
 
 def _recip0(x: Any) -> Any:
@@ -80,6 +86,7 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("tanh", 1, "float", np.tanh, cheap=False),
     _row("sqrt", 1, "float", np.sqrt, cheap=False),
     _row("sigmoid", 1, "float", lambda x: 1 / (1 + np.exp(-x)), cheap=False),
+    _row("erf", 1, "float", _erf, cheap=False),
     _row("recip0", 1, "float", _recip0, cheap=False),  # 1/x, and 0 at x = 0
     _row("finite_or_zero", 1, "float", _finite_or_zero),  # x, and 0 at x = -inf
     # predicates

@@ -33,167 +33,158 @@ class Session:
 
 session: ContextVar[Session] = ContextVar("attngen_trace", default=Session())  # noqa: B039
 
-UNARY = {"neg": "neg", "abs": "abs", "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2",
-          "tanh": "tanh", "sqrt": "sqrt", "sigmoid": "sigmoid", "logical_not": "not"}
+# Names of torch's functions -> rows of the op table.
+UNARY = {"neg": "neg", "negative": "neg", "abs": "abs", "absolute": "abs", "exp": "exp",
+         "exp2": "exp2", "log": "log", "log2": "log2", "tanh": "tanh", "sqrt": "sqrt",
+         "sigmoid": "sigmoid", "special_expit": "sigmoid", "erf": "erf", "logical_not": "not",
+         "invert": "not", "bitwise_not": "not"}
 BINARY = {"add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul",
-           "div": "div", "true_divide": "div", "minimum": "min", "maximum": "max",
-           "floordiv": "floordiv", "floor_divide": "floordiv",
-           "remainder": "mod", "mod": "mod", "truediv": "div", "logical_and": "and",
-           "logical_or": "or", "eq": "eq", "ne": "ne", "lt": "lt", "le": "le"}
+          "div": "div", "divide": "div", "true_divide": "div", "minimum": "min", "maximum": "max",
+          "floordiv": "floordiv", "floor_divide": "floordiv",
+          "remainder": "mod", "mod": "mod", "truediv": "div", "logical_and": "and",
+          "logical_or": "or", "eq": "eq", "ne": "ne", "not_equal": "ne", "lt": "lt", "less": "lt",
+          "le": "le", "less_equal": "le"}
+# The same with the operands exchanged.
+TURNED = {"gt": "lt", "greater": "lt", "ge": "le", "greater_equal": "le", "rsub": "sub"}
 
 
-class Scalar:
+class Traced:
+    """What operators and torch's functions on stand-ins do; more of them in ``composed.py``."""
+
+    __slots__ = ()
+
+    # arithmetic -------------------------------------------------------------------------
+    def __add__(self, other: Any) -> Any:
+        return apply("add", self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return apply("add", other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return apply("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return apply("sub", other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return apply("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return apply("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return apply("div", self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return apply("div", other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return apply("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return apply("floordiv", other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return apply("mod", self, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        return apply("mod", other, self)
+
+    def __lshift__(self, bits: Any) -> Any:
+        return apply("mul", self, 2 ** _bits(bits))
+
+    def __rshift__(self, bits: Any) -> Any:
+        return apply("floordiv", self, 2 ** _bits(bits))
+
+    def __neg__(self) -> Any:
+        return apply("neg", self)
+
+    def __abs__(self) -> Any:
+        return apply("abs", self)
+
+    # comparison and logic ----------------------------------------------------------------
+    def __lt__(self, other: Any) -> Any:
+        return apply("lt", self, other)
+
+    def __le__(self, other: Any) -> Any:
+        return apply("le", self, other)
+
+    def __gt__(self, other: Any) -> Any:
+        return apply("lt", other, self)
+
+    def __ge__(self, other: Any) -> Any:
+        return apply("le", other, self)
+
+    def __eq__(self, other: object) -> Any:
+        return apply("eq", self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return apply("ne", self, other)
+
+    def __and__(self, other: Any) -> Any:
+        return logic("and", self, other)
+
+    def __rand__(self, other: Any) -> Any:
+        return logic("and", other, self)
+
+    def __or__(self, other: Any) -> Any:
+        return logic("or", self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        return logic("or", other, self)
+
+    def __xor__(self, other: Any) -> Any:
+        return logic("xor", self, other)
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Any:
+        return apply("not", self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # functions ---------------------------------------------------------------------------
+    def tanh(self) -> Any:
+        return apply("tanh", self)
+
+    def exp(self) -> Any:
+        return apply("exp", self)
+
+    def exp2(self) -> Any:
+        return apply("exp2", self)
+
+    def log(self) -> Any:
+        return apply("log", self)
+
+    def log2(self) -> Any:
+        return apply("log2", self)
+
+    def abs(self) -> Any:
+        return apply("abs", self)
+
+    def sigmoid(self) -> Any:
+        return apply("sigmoid", self)
+
+    def erf(self) -> Any:
+        return apply("erf", self)
+
+    def sqrt(self) -> Any:
+        return apply("sqrt", self)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from .rows import call
+
+        return call(func, args, kwargs or {})
+
+
+class Scalar(Traced):
     """A number known only when the kernel runs."""
 
     __slots__ = ("node",)
 
     def __init__(self, node: Node) -> None:
         self.node = node
-
-    # arithmetic -------------------------------------------------------------------------
-    def __add__(self, other: Any) -> Scalar:
-        return apply("add", self, other)
-
-    def __radd__(self, other: Any) -> Scalar:
-        return apply("add", other, self)
-
-    def __sub__(self, other: Any) -> Scalar:
-        return apply("sub", self, other)
-
-    def __rsub__(self, other: Any) -> Scalar:
-        return apply("sub", other, self)
-
-    def __mul__(self, other: Any) -> Scalar:
-        return apply("mul", self, other)
-
-    def __rmul__(self, other: Any) -> Scalar:
-        return apply("mul", other, self)
-
-    def __truediv__(self, other: Any) -> Scalar:
-        return apply("div", self, other)
-
-    def __rtruediv__(self, other: Any) -> Scalar:
-        return apply("div", other, self)
-
-    def __floordiv__(self, other: Any) -> Scalar:
-        return apply("floordiv", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Scalar:
-        return apply("floordiv", other, self)
-
-    def __mod__(self, other: Any) -> Scalar:
-        return apply("mod", self, other)
-
-    def __rmod__(self, other: Any) -> Scalar:
-        return apply("mod", other, self)
-
-    def __pow__(self, power: Any) -> Scalar:
-        if not isinstance(power, int) or isinstance(power, bool) or not 0 <= power <= 8:
-            raise TraceError(f"a traced scalar to the power {power!r}: whole powers from 0 to 8 "
-                             "are taken", remedy="Use exp2(power * log2(x)) for others.")
-        result: Scalar | None = None
-        for _ in range(power):
-            result = self if result is None else result * self
-        return Scalar(const(1)) if result is None else result
-
-    def __lshift__(self, bits: Any) -> Scalar:
-        return apply("mul", self, 2 ** _bits(bits))
-
-    def __rshift__(self, bits: Any) -> Scalar:
-        return apply("floordiv", self, 2 ** _bits(bits))
-
-    def __neg__(self) -> Scalar:
-        return apply("neg", self)
-
-    def __abs__(self) -> Scalar:
-        return apply("abs", self)
-
-    # comparison and logic ----------------------------------------------------------------
-    def __lt__(self, other: Any) -> Scalar:
-        return apply("lt", self, other)
-
-    def __le__(self, other: Any) -> Scalar:
-        return apply("le", self, other)
-
-    def __gt__(self, other: Any) -> Scalar:
-        return apply("lt", other, self)
-
-    def __ge__(self, other: Any) -> Scalar:
-        return apply("le", other, self)
-
-    def __eq__(self, other: object) -> Scalar:  # type: ignore[override]
-        return apply("eq", self, other)
-
-    def __ne__(self, other: object) -> Scalar:  # type: ignore[override]
-        return apply("ne", self, other)
-
-    def __and__(self, other: Any) -> Scalar:
-        return logic("and", self, other)
-
-    def __rand__(self, other: Any) -> Scalar:
-        return logic("and", other, self)
-
-    def __or__(self, other: Any) -> Scalar:
-        return logic("or", self, other)
-
-    def __ror__(self, other: Any) -> Scalar:
-        return logic("or", other, self)
-
-    def __xor__(self, other: Any) -> Scalar:
-        return logic("xor", self, other)
-
-    __rxor__ = __xor__
-
-    def __invert__(self) -> Scalar:
-        if self.node.dtype != "bool":
-            raise TraceError(f"~ needs a condition, got {self.node.dtype}; compare it first")
-        return apply("not", self)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    # functions ---------------------------------------------------------------------------
-    def tanh(self) -> Scalar:
-        return apply("tanh", self)
-
-    def exp(self) -> Scalar:
-        return apply("exp", self)
-
-    def exp2(self) -> Scalar:
-        return apply("exp2", self)
-
-    def log(self) -> Scalar:
-        return apply("log", self)
-
-    def log2(self) -> Scalar:
-        return apply("log2", self)
-
-    def abs(self) -> Scalar:
-        return apply("abs", self)
-
-    def sigmoid(self) -> Scalar:
-        return apply("sigmoid", self)
-
-    def sqrt(self) -> Scalar:
-        return apply("sqrt", self)
-
-    def square(self) -> Scalar:
-        return self * self
-
-    def relu(self) -> Scalar:
-        return apply("max", self, 0)
-
-    def clamp(self, min: Any = None, max: Any = None) -> Scalar:
-        """Within min ... max, each if given."""
-        low = self if min is None else apply("max", self, min)
-        return low if max is None else apply("min", low, max)
-
-    clip = clamp
-
-    def floor(self) -> Scalar:
-        if self.node.dtype not in FLOATS:
-            return self
-        whole = self.to("int32")
-        return apply("where", self < whole, whole - 1, whole).to("float32")
 
     def to(self, dtype: Any) -> Scalar:
         """As another type: integers, floats (all computed in one type) or conditions."""
@@ -211,26 +202,24 @@ class Scalar:
             return apply("where", self, 1.0, 0.0)
         return Scalar(cast(self.node, session.get().compute))
 
-    def new_ones(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
-        """One, as a number or condition; what torch's own ``and_masks`` begins with."""
+    def new_full(self, size: Any, fill_value: Any, dtype: Any = None,
+                 device: Any = None) -> Scalar:
+        """A number or condition, which is all that a tensor without dimensions is."""
         if tuple(size) != ():
-            raise TraceError(f"new_ones of shape {tuple(size)}: a traced scalar has no dimensions")
-        return Scalar(const(True if str(dtype) == "torch.bool" else 1))
+            raise TraceError(f"a new tensor of shape {tuple(size)}: a traced scalar has no "
+                             "dimensions")
+        return Scalar(const(bool(fill_value) if str(dtype) == "torch.bool" else fill_value))
+
+    def new_ones(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
+        """What torch's own ``and_masks`` begins with."""
+        return self.new_full(size, 1, dtype)
 
     def new_zeros(self, size: Any = (), dtype: Any = None, device: Any = None) -> Scalar:
-        if tuple(size) != ():
-            raise TraceError(f"new_zeros of shape {tuple(size)}: a traced scalar has no dimensions")
-        return Scalar(const(False if str(dtype) == "torch.bool" else 0))
+        return self.new_full(size, 0, dtype)
 
     @property
     def device(self) -> str:
         return "cpu"
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from .rows import call
-
-        return call(func, args, kwargs or {})
 
     # what a proxy cannot do ----------------------------------------------------------------
     def __bool__(self) -> bool:
@@ -248,7 +237,6 @@ class Scalar:
 
     def __iter__(self) -> Any:
         raise TraceError("a traced scalar cannot be iterated")
-
 
 
 # Methods of tensors whose names are Python's own types.
@@ -287,10 +275,19 @@ def node_of(x: Any) -> Node:
     if isinstance(x, float) and (x != x or x == float("inf")):
         raise TraceError(f"{x} cannot stand in an expression",
                          remedy="Hide a key with -inf, or better with a mask.")
-    return const(x)
+    return const(x, session.get().compute if isinstance(x, float) else None)
 
 
-def apply(op: str, *args: Any) -> Scalar:
+def _is_row(x: Any) -> bool:
+    return isinstance(x, Traced) and not isinstance(x, Scalar)
+
+
+def apply(op: str, *args: Any) -> Any:
+    """The operation recorded; of rows for each of their elements."""
+    if any(map(_is_row, args)):
+        from .rows import elementwise
+
+        return elementwise(functools.partial(apply, op), args)
     nodes = tuple(node_of(a) for a in args)
     _check_kinds(op, nodes)
     if OPS[op].result == "float" and not any(n.dtype in FLOATS for n in nodes):
@@ -302,15 +299,19 @@ def _check_kinds(op: str, nodes: tuple[Node, ...]) -> None:
     logical = op in ("and", "or", "not")
     for n in nodes if logical else nodes[:1] if op == "where" else ():
         if n.dtype != "bool":
-            wanted = "conditions" if logical else "a condition"
-            raise TraceError(f"{op} needs {wanted}, got {n.dtype}; compare it first")
+            wanted = "conditions" if logical and op != "not" else "a condition"
+            raise TraceError(f"{'~' if op == 'not' else op} needs {wanted}, got {n.dtype}; "
+                             "compare it first")
     if all(n.dtype == "bool" for n in nodes) and not logical and op not in ("eq", "ne", "where"):
         raise TraceError(f"{op} needs numbers, got conditions; torch.where makes numbers of them")
 
 
 def logic(op: str, a: Any, b: Any) -> Any:
-    if hasattr(b, "items"):  # a row: element by element
-        return NotImplemented
+    """``and``, ``or`` and ``xor`` of conditions, or of the bits of integers."""
+    if _is_row(a) or _is_row(b):
+        from .rows import elementwise
+
+        return elementwise(functools.partial(logic, op), (a, b))
     x, y = Scalar(node_of(a)), Scalar(node_of(b))
     if op == "xor" and x.node.dtype == y.node.dtype == "bool":
         return apply("ne", x, y)

@@ -5,73 +5,26 @@ a row whose elements are unrolled; and torch's functions applied to either.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import TraceError
+from .composed import COMPOSED, composed
 from .node import Node, const
 from .ops import OPS
-from .proxy import BINARY, UNARY, Scalar, apply, logic, node_of, session
+from .proxy import BINARY, TURNED, UNARY, Scalar, Traced, apply, logic, node_of, session
 
 _MOST_UNROLLED = 1024
 
 
-class Vector:
+class Vector(Traced):
     """The elements of a captured row, one expression each: what is done to it is unrolled."""
 
     __slots__ = ("items",)
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, items: Sequence[Scalar]) -> None:
         self.items = tuple(items)
-
-    def _with(self, op: Callable[[Any, Any], Any], other: Any) -> Vector:
-        if not isinstance(other, Vector):
-            return Vector([op(x, other) for x in self.items])
-        if len(other.items) != len(self.items):
-            raise TraceError(f"rows of {len(self.items)} and {len(other.items)} elements do not "
-                             "combine")
-        return Vector([op(x, y) for x, y in zip(self.items, other.items, strict=True)])
-
-    def __add__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x + y, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x - y, other)
-
-    def __rsub__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: y - x, other)
-
-    def __mul__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x * y, other)
-
-    __rmul__ = __mul__
-
-    def __eq__(self, other: object) -> Vector:  # type: ignore[override]
-        return self._with(lambda x, y: x == y, other)
-
-    def __ne__(self, other: object) -> Vector:  # type: ignore[override]
-        return self._with(lambda x, y: x != y, other)
-
-    def __lt__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x < y, other)
-
-    def __le__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x <= y, other)
-
-    def __gt__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x > y, other)
-
-    def __ge__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x >= y, other)
-
-    def __and__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x & y, other)
-
-    def __or__(self, other: Any) -> Vector:
-        return self._with(lambda x, y: x | y, other)
 
     def _joined(self, op: Callable[[Any, Any], Any], dim: Any, nothing: Any) -> Scalar:
         if dim not in (None, -1, 0):
@@ -79,23 +32,49 @@ class Vector:
         parts = list(self.items)
         while len(parts) > 1:  # a balanced tree is not deep
             parts = [functools.reduce(op, parts[n:n + 2]) for n in range(0, len(parts), 2)]
+        if not parts and nothing is None:
+            raise TraceError("a captured row of no elements has no least and no greatest one")
         return parts[0] if parts else Scalar(const(nothing))
 
     def any(self, dim: Any = None) -> Scalar:
-        return self._joined(lambda x, y: x | y, dim, False)
+        return self._joined(operator.or_, dim, False)
 
     def all(self, dim: Any = None) -> Scalar:
-        return self._joined(lambda x, y: x & y, dim, True)
+        return self._joined(operator.and_, dim, True)
 
     def sum(self, dim: Any = None) -> Scalar:
-        return self._joined(lambda x, y: x + y, dim, 0)
+        """Conditions count as 1."""
+        if any(x.node.dtype == "bool" for x in self.items):
+            return self.to("int32").sum(dim)
+        return self._joined(operator.add, dim, 0)
+
+    def amax(self, dim: Any = None) -> Scalar:
+        return self._joined(functools.partial(apply, "max"), dim, None)
+
+    def amin(self, dim: Any = None) -> Scalar:
+        return self._joined(functools.partial(apply, "min"), dim, None)
+
+    def mean(self, dim: Any = None) -> Scalar:
+        found: Scalar = self.sum(dim) / float(len(self.items))
+        return found
 
     def dot(self, other: Any) -> Scalar:
-        return (self * other).sum()
+        found: Scalar = (self * other).sum()
+        return found
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return call(func, args, kwargs or {})
+    def to(self, dtype: Any) -> Vector:
+        return Vector([x.to(dtype) for x in self.items])
+
+
+def elementwise(function: Callable[..., Any], args: Sequence[Any]) -> Vector:
+    """The function of each element of the rows among ``args``. Raises TraceError where they differ
+    in length."""
+    lengths = {len(a.items) for a in args if isinstance(a, Vector)}
+    if len(lengths) > 1:
+        raise TraceError(f"rows of {' and '.join(map(str, sorted(lengths)))} elements do not "
+                         "combine")
+    return Vector([function(*(a.items[n] if isinstance(a, Vector) else a for a in args))
+                   for n in range(lengths.pop())])
 
 
 class Row(Vector):
@@ -163,42 +142,58 @@ def _called(source: Any) -> str:
 
 
 # torch functions that are methods of the proxies under the same name
-_METHODS = ("clamp", "clip", "square", "relu", "floor", "any", "all", "sum", "dot", "to", "pow")
+_METHODS = ("any", "all", "sum", "dot", "to", "amax", "amin", "mean")
+# Operators of torch itself; a name in another namespace may mean anything.
+_NAMESPACES = {"aten", "prims", "approx"}
 
 
 def call(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """A torch function applied to proxies. Raises TraceError for those that cannot be traced."""
-    name = getattr(func, "__name__", str(func)).strip("_")
+    qualified = getattr(func, "_qualified_op_name", "")
+    if qualified and qualified.partition("::")[0] not in _NAMESPACES:
+        raise TraceError(f"the operator {qualified} cannot be traced: nothing tells what it does",
+                         remedy="Write it with Python operators and torch's functions.")
+    return named(getattr(func, "__name__", str(func)).strip("_"), args, kwargs)
+
+
+def named(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The function or method of that name."""
     if name == "getitem":
         return args[0][args[1]] if isinstance(args[0], Row) else indexed(args[0], args[1])
-    swap = name.startswith("r") and name[1:] in BINARY and name not in BINARY
+    swap = name.startswith("r") and name[1:] in BINARY and name not in (*BINARY, *COMPOSED)
     if swap:
         name, args = name[1:], args[::-1]
-    if any(isinstance(a, Vector) for a in args[:2]) and name in _VECTOR:
-        return _VECTOR[name](args[0] if isinstance(args[0], Vector | Scalar) else
-                             Scalar(node_of(args[0])), args[1])
-    if name in _METHODS and args and isinstance(args[0], Scalar | Vector):
-        method = getattr(args[0], {"pow": "__pow__"}.get(name, name), None)
+    if name == "isin":
+        row = args[1] if isinstance(args[1], Vector) else indexed(args[1], ())
+        return (row == args[0]).any()
+    if name in ("max", "min"):
+        return apply(name, *args) if len(args) == 2 else named(f"a{name}", args, kwargs)
+    if name in _METHODS and args and isinstance(args[0], Traced):
+        method = getattr(args[0], name, None)
         if method is not None:
             return method(*args[1:], **kwargs)
-    if name == "rsqrt":
-        return 1.0 / apply("sqrt", *args)
+    if name in COMPOSED:
+        return composed(name, *args, **kwargs)
     if name in ("and", "or", "xor", "bitwise_and", "bitwise_or", "bitwise_xor", "logical_xor"):
         return logic(name.rpartition("_")[2], *args)
+    if kwargs == {"rounding_mode": "floor"} and name in ("div", "divide"):
+        return apply("floordiv", *args)
     if kwargs:
         raise TraceError(f"torch.{name} with {', '.join(f'{k}=' for k in kwargs)} cannot be "
                          "traced: write what it does with operators")
+    if name in TURNED and len(args) == 2:
+        name, args = TURNED[name], args[::-1]
     op = UNARY.get(name) or BINARY.get(name) or {"where": "where"}.get(name)
     if op is None or len(args) != OPS[op].arity:
-        known = sorted({"where", "rsqrt", *_METHODS, *UNARY, *BINARY})
+        known = sorted({"where", "isin", "max", "min", *_METHODS, *UNARY, *BINARY, *TURNED,
+                        *COMPOSED})
         raise TraceError(f"torch.{name} cannot be traced. Available: "
                          f"{', '.join(f'torch.{k}' for k in known)} and Python operators")
     return apply(op, *args)
 
 
-_VECTOR: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda x, y: x + y, "sub": lambda x, y: x - y, "mul": lambda x, y: x * y,
-    "eq": lambda x, y: x == y, "ne": lambda x, y: x != y, "lt": lambda x, y: x < y,
-    "le": lambda x, y: x <= y, "gt": lambda x, y: x > y, "ge": lambda x, y: x >= y,
-    "and": lambda x, y: x & y, "or": lambda x, y: x | y, "dot": lambda x, y: x.dot(y),
-}
+# Every function is a method too, where the stand-ins have none of that name.
+for _name in (*UNARY, *BINARY, *TURNED, "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"):
+    if not hasattr(Traced, _name):
+        setattr(Traced, _name, functools.partialmethod(
+            lambda self, name, *args, **kwargs: named(name, (self, *args), kwargs), _name))

@@ -88,7 +88,7 @@ _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
 _PLAIN, _BUSY, _ASKING = range(3)
-_PLAIN_VALUES = 9  # computed of a pair under causal, or with one function of the score
+_PLAIN_VALUES = 9  # computed of a pair with one bound, or one function of its product
 
 
 def _kind(region: Region) -> int:

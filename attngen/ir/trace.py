@@ -12,31 +12,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import TraceError
 from ..number import Dynamic, tracing
 from .capture import Captures
+from .naming import kernel_name
 from .node import Node, walk
-from .ops import SCALAR_OPS
+from .positions import check_positions
 from .proxy import Scalar, Session, node_of, session
 from .rows import Vector, call
 
 _MAX_DEPTH = 250  # expressions are lowered and printed by recursion
 _MOST_NODES = 4096
+_TO_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 
 
 def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, result: str,
           captures: Captures | None = None, heads: int | None = None) -> Node:
     """The node ``function(*args)`` computes; ``result`` is "bool" or the score's type. Tensors it
-    indexes and dynamic numbers are put into ``captures``. With ``heads``, positions that depend on
-    the head alone are checked against the tensor's size.
+    indexes and dynamic numbers are put into ``captures``; positions in them are checked for each of
+    ``heads``. Tensors that it makes itself are constants.
 
     Raises TraceError, naming the function and its line, for what cannot be traced and for a
     result of the wrong kind.
     """
     compute = "float32" if result == "bool" else result
-    token = session.set(Session(name, compute, captures, spoken_names(function)))
+    origin = kernel_name(name, "mask" if result == "bool" else "score")
+    token = session.set(Session(origin, compute, captures, spoken_names(function)))
     hook = tracing.set(_number)
     try:
         with _interceptor():
@@ -52,8 +53,8 @@ def trace(function: Callable[..., Any], args: tuple[Node, ...], name: str, resul
         wanted = "a condition (true = visible)" if result == "bool" else "a number"
         raise TraceError(f"{name} must return {wanted}, it returned {node.dtype}")
     _check_size(node, name)
-    if captures is not None and heads is not None:
-        _check_heads(node, captures, heads, name)
+    if captures is not None:
+        check_positions(node, captures, heads, name)
     return node
 
 
@@ -67,6 +68,13 @@ def _interceptor() -> Any:
                                kwargs: Any = None) -> Any:
             if any(isinstance(x, Scalar | Vector) for x in _flat((args, kwargs))):
                 return call(func, args, kwargs or {})
+            here = session.get()
+            if getattr(func, "__name__", "") in _TO_PYTHON and id(args[0]) in here.spoken \
+                    and here.captures is not None:
+                raise TraceError(f"{here.spoken[id(args[0])]} becomes a Python value, "
+                                 "which would not follow the tensor's changes",
+                                 remedy="Use it in the expression, indexed to the end; or "
+                                        "capture a number or ag.dynamic.")
             return func(*args, **(kwargs or {}))
 
     return Interceptor()
@@ -160,41 +168,6 @@ def _check_size(root: Node, name: str) -> None:
     if len(depth) > _MOST_NODES:
         raise TraceError(f"{name} has {len(depth)} operations, at most {_MOST_NODES} are taken",
                          remedy="Replace a long Python loop by a formula or a captured table.")
-
-
-def _check_heads(root: Node, captures: Captures, heads: int, name: str) -> None:
-    """Positions that follow from the head alone lie inside their tensor, for every head."""
-    sizes = {t.name: (t.spoken or t.name, t.source) for t in captures.tables}
-    for n in walk(root):
-        if n.op != "gather" or sizes[n.attr("name")][1] is None:
-            continue
-        spoken, source = sizes[n.attr("name")]
-        for dimension, index in enumerate(n.args):
-            values = _by_head(index, heads)
-            size = source.shape[dimension]
-            if values is not None and ((values < 0) | (values >= size)).any():
-                head = int(np.argmax((values < 0) | (values >= size)))
-                raise TraceError(
-                    f"{name}: head {head} reads position {int(values[head])} of {spoken} in "
-                    f"dimension {dimension}, which has {size} elements",
-                    remedy=f"The spec has {heads} heads: give the tensor an element for each.")
-
-
-def _by_head(index: Node, heads: int) -> Any:
-    """Values of an expression of h and numbers, for each head; None for any other."""
-    known: dict[str, Any] = {}
-    for n in walk(index):
-        if n.op == "idx" and n.attr("axis") == "h":
-            known[n.key] = np.arange(heads)
-        elif n.is_const:
-            known[n.key] = np.asarray(n.attr("value"))
-        elif n.op in ("gather", "cast") or not n.args or n.op not in SCALAR_OPS:
-            return None
-        else:
-            evaluate = SCALAR_OPS[n.op].evaluate
-            assert evaluate is not None
-            known[n.key] = evaluate(*(known[a.key] for a in n.args))
-    return np.broadcast_to(known[index.key], (heads,))
 
 
 def _where(error: BaseException) -> str:

@@ -25,9 +25,9 @@ _INFIX: dict[str, tuple[str, int]] = {
 _PREFIX: dict[str, str] = {"neg": "-", "not": "!"}
 _ATOM, _UNARY, _CHOICE = 16, 14, 3
 
-# Functions provided by every target's device layer, named by operand type.
-_FUNCTIONS = {"exp", "exp2", "log", "log2", "tanh", "sqrt", "sigmoid", "recip0", "finite_or_zero",
-              "min", "max", "abs", "floordiv", "mod"}
+# Functions provided by every target's device layer, named by the type of their result.
+_FUNCTIONS = {"exp", "exp2", "log", "log2", "tanh", "sqrt", "sigmoid", "erf", "recip0",
+              "finite_or_zero", "min", "max", "abs", "floordiv", "mod"}
 _C_TYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "i64",
             "bool": "bool"}
 

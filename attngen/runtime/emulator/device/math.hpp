@@ -11,6 +11,7 @@ DEVICE_FN float exp_f32(float x) { return __builtin_expf(x); }
 DEVICE_FN float log_f32(float x) { return __builtin_logf(x); }
 DEVICE_FN float log2_f32(float x) { return __builtin_log2f(x); }
 DEVICE_FN float tanh_f32(float x) { return __builtin_tanhf(x); }
+DEVICE_FN float erf_f32(float x) { return __builtin_erff(x); }
 DEVICE_FN float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 DEVICE_FN float recip(float x) { return 1.0f / x; }
 DEVICE_FN float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -141,6 +141,8 @@ ORDERED_FUNCTIONS(int, i32)
 INLINE float abs_f32(float x) { return __builtin_fabsf(x); }
 INLINE double abs_f64(double x) { return __builtin_fabs(x); }
 INLINE int abs_i32(int x) { return x < 0 ? -x : x; }
+INLINE float erf_f32(float x) { return __builtin_erff(x); }
+INLINE double erf_f64(double x) { return __builtin_erf(x); }
 INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 INLINE double sqrt_f64(double x) { return __builtin_sqrt(x); }
 INLINE float floordiv_f32(float a, float b) { return __builtin_floorf(a / b); }
@@ -148,14 +150,15 @@ INLINE double floordiv_f64(double a, double b) { return __builtin_floor(a / b); 
 INLINE float mod_f32(float a, float b) { return a - floordiv_f32(a, b) * b; }
 INLINE double mod_f64(double a, double b) { return a - floordiv_f64(a, b) * b; }
 
-// Quotient rounded down, and the remainder that goes with it (same sign as b). b is not 0. A
-// divisor known to the compiler becomes a product; for others no machine divides vectors of
-// integers, but the quotient of two int32 in double precision has an exact floor.
+// Quotient rounded down, and the remainder that goes with it (same sign as b); both 0 for b = 0,
+// which an element read outside of its tensor is. A divisor known to the compiler becomes a
+// product; for others no machine divides vectors of integers, but the quotient of two int32 in
+// double precision has an exact floor.
 INLINE int floordiv_i32(int a, int b) {
-    if (!__builtin_constant_p(b)) return (int)__builtin_floor((double)a / b);
+    if (!__builtin_constant_p(b)) return b == 0 ? 0 : (int)__builtin_floor((double)a / b);
     const int q = a / b, rest = a - q * b;
     return q - (int)((rest != 0) & ((rest ^ b) < 0));
 }
-INLINE int mod_i32(int a, int b) { return a - floordiv_i32(a, b) * b; }
+INLINE int mod_i32(int a, int b) { return b == 0 ? 0 : a - floordiv_i32(a, b) * b; }
 
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a >= 0, b > 0

@@ -19,10 +19,10 @@ INLINE R gather(const T* table, I index, int size, i64 stride, Rest... rest) {
 ORDERED_FUNCTIONS(i64, i64)
 INLINE i64 abs_i64(i64 x) { return x < 0 ? -x : x; }
 INLINE i64 floordiv_i64(i64 a, i64 b) {
-    const i64 q = a / b, rest = a - q * b;
-    return q - (i64)((rest != 0) & ((rest ^ b) < 0));
+    const i64 q = b == 0 ? 0 : a / b, rest = a - q * b;
+    return q - (i64)((b != 0) & (rest != 0) & ((rest ^ b) < 0));
 }
-INLINE i64 mod_i64(i64 a, i64 b) { return a - floordiv_i64(a, b) * b; }
+INLINE i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }
 
 // Least and greatest of table[..., low ... high], at most, from `blocks` with those of every 64
 // elements: table_min(low, high, length, blocks, index, size, stride, ...), a triple per leading

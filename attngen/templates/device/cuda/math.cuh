@@ -19,6 +19,7 @@ DEVICE_FN float exp_f32(float x) { return expf(x); }
 DEVICE_FN float log_f32(float x) { return logf(x); }
 DEVICE_FN float log2_f32(float x) { return log2f(x); }
 DEVICE_FN float tanh_f32(float x) { return tanhf(x); }
+DEVICE_FN float erf_f32(float x) { return erff(x); }
 
 // Correctly rounded.
 DEVICE_FN float sqrt_f32(float x) { return __fsqrt_rn(x); }

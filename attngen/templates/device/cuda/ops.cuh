@@ -13,6 +13,11 @@ DEVICE_FN float recip0_f32(float x) { return x == 0.0f ? 0.0f : recip(x); }
 // x, and 0 at x = -inf: the maximum of a row that saw nothing, safe to subtract.
 DEVICE_FN float finite_or_zero_f32(float x) { return x == NEG_INF ? 0.0f : x; }
 
-// Rounded down, and what that leaves; b is not 0.
-DEVICE_FN int floordiv_i32(int a, int b) { return floor_div(a, b); }
-DEVICE_FN int mod_i32(int a, int b) { return floor_mod(a, b); }
+// Rounded down, and what that leaves (same sign as b). Of b = 0, which an element read outside of
+// its tensor is: 0.
+DEVICE_FN int floordiv_i32(int a, int b) { return b == 0 ? 0 : floor_div(a, b); }
+DEVICE_FN int mod_i32(int a, int b) { return b == 0 ? 0 : floor_mod(a, b); }
+
+// The same of numbers with a fraction.
+DEVICE_FN float floordiv_f32(float a, float b) { return floor_f32(a / b); }
+DEVICE_FN float mod_f32(float a, float b) { return fma_f32(-floordiv_f32(a, b), b, a); }

@@ -21,10 +21,10 @@ DEVICE_FN i64 max_i64(i64 a, i64 b) { return a > b ? a : b; }
 DEVICE_FN i64 min_i64(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE_FN i64 abs_i64(i64 a) { return a < 0 ? -a : a; }
 DEVICE_FN i64 floordiv_i64(i64 a, i64 b) {
-    const i64 q = a / b;
-    return q - static_cast<i64>(q * b != a && (a < 0) != (b < 0));
+    const i64 q = b == 0 ? 0 : a / b;
+    return q - static_cast<i64>(b != 0 && q * b != a && (a < 0) != (b < 0));
 }
-DEVICE_FN i64 mod_i64(i64 a, i64 b) { return a - floordiv_i64(a, b) * b; }
+DEVICE_FN i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * b; }
 
 // Least and greatest of table[..., low ... high], at most, from `blocks` with those of every 64
 // elements: table_min(low, high, length, blocks, index, size, stride, ...), a triple per leading
