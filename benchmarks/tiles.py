@@ -16,7 +16,7 @@ import attngen as ag
 from attngen.describe import lengths
 from attngen.ir.build import build_forward
 from attngen.ir.node import Node, walk
-from attngen.ir.refine import proof_of
+from attngen.ir.planes import proof_of
 from attngen.ir.tilemap import TileMap, prove
 
 from . import record

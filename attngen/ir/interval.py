@@ -26,6 +26,14 @@ def interval(node: Node, *axes: str, tables: bool = False) -> tuple[Bound, Bound
     return (None if low is None else simplify(low)), (None if high is None else simplify(high))
 
 
+def conditions(node: Node, *axes: str, tables: bool = False, coarse: bool = False
+               ) -> tuple[Node, Node]:
+    """``certainty`` as it comes out of the proof, not simplified; of what does not vary along
+    ``axes``, too."""
+    prover = Prover(_tile(axes), tables, coarse)
+    return make("not", prover.sometimes(node, False)), prover.sometimes(node, True)
+
+
 def certainty(node: Node, *axes: str, tables: bool = False,
               coarse: bool = False) -> tuple[Bound, Bound]:
     """Conditions that do not vary along ``axes``: (``node`` holds on all of the tile, it may hold
@@ -37,8 +45,6 @@ def certainty(node: Node, *axes: str, tables: bool = False,
     """
     if not set(axes) & set(node.axes):
         return node, node
-    prover = Prover(_tile(axes), tables, coarse)
-    sometimes = simplify(prover.sometimes(node, True))
-    always = simplify(make("not", prover.sometimes(node, False)))
+    always, sometimes = (simplify(n) for n in conditions(node, *axes, tables=tables, coarse=coarse))
     return (None if always.is_const and not always.attr("value") else always,
             None if sometimes.is_const and sometimes.attr("value") else sometimes)
