@@ -131,11 +131,12 @@ def _whole(n: Node) -> bool:
 class Extent:
     """Least and greatest values inside a box; None is "unbounded as far as we can tell".
 
-    With ``tables`` elements of captured tensors are bounded by ``table_min`` and ``table_max``.
+    With ``tables`` elements of captured tensors are bounded by ``table_min`` and ``table_max``, in
+    the box of ``wide`` where that is given.
     """
 
-    def __init__(self, box: Box, tables: bool = False) -> None:
-        self.box, self.tables = box, tables
+    def __init__(self, box: Box, tables: bool = False, wide: Extent | None = None) -> None:
+        self.box, self.tables, self.wide = box, tables, wide
         self._known: dict[str, tuple[Bound, Bound]] = {}
 
     def of(self, n: Node) -> tuple[Bound, Bound]:
@@ -206,6 +207,8 @@ class Extent:
     def _element(self, n: Node) -> tuple[Bound, Bound]:
         """gather(t, …, x) → table_min(t, …, low(x), high(x)), table_max(…); of a range of ranges
         likewise, from the first beginning to the last end."""
+        if self.wide is not None:
+            return self.wide.of(n)
         begin, end = (n.args[-1], n.args[-1]) if n.op == "gather" else n.args[-2:]
         rest = n.args[:len(n.args) - (1 if n.op == "gather" else 2)]
         low, high = self.of(begin)[0], self.of(end)[1]

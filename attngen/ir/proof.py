@@ -38,7 +38,7 @@ class Prover:
 
     def __init__(self, box: Box, tables: bool, coarse: bool) -> None:
         self.box, self.tables, self.coarse = box, tables, coarse
-        self._extents: dict[tuple[tuple[Node, Node], ...], Extent] = {}
+        self._extents: dict[object, Extent] = {}
 
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
@@ -73,15 +73,28 @@ class Prover:
             else:
                 conditions += self._note(atom, facts)
         box = dict(self.box)
-        for shape in (_is_index, _is_difference):
-            for total, known in facts.items():
-                if shape(total) and (shape is _is_index or len(facts) > 1):
-                    _shrink(box, total, known)
-        extent = self._extents.setdefault(tuple(box.values()), Extent(box, self.tables))
+        for total, known in facts.items():
+            if _is_index(total):
+                _shrink(box, total, known)
+        # Ranges of tables depend on one index each, so that they are looked up once for each.
+        wide = self._extent(box)
+        for total, known in facts.items():
+            if _is_difference(total) and len(facts) > 1:
+                _shrink(box, total, known)
+        extent = self._extent(box, wide)
         conditions += [make("le", *box[a]) for a in box if box[a] != self.box[a]]
         for total, known in facts.items():
             conditions += self._left(extent, total, known)
         return _join("and", conditions)
+
+    def _extent(self, box: Box, wide: Extent | None = None) -> Extent:
+        bounds = tuple(box.values())
+        if wide is not None and bounds == tuple(wide.box.values()):
+            return wide
+        key = bounds, wide and tuple(wide.box.values())
+        if key not in self._extents:
+            self._extents[key] = Extent(dict(box), self.tables, wide)
+        return self._extents[key]
 
     def _note(self, atom: Atom, facts: dict[Linear, Facts]) -> list[Node]:
         """Enter a comparison under the sum it bounds; conditions that do not vary come back."""

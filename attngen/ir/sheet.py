@@ -155,15 +155,27 @@ class Sheet:
         return replace(self, steps=steps, full=moved(full), some=moved(some),
                        _spans=[self._spans[k] for k in place])
 
-    def part(self, rows: slice, columns: slice) -> Sheet:
-        """A rectangle of it, folded again."""
+    def part(self, rows: slice, columns: slice, cuts: dict[Any, Any]) -> Sheet:
+        """A rectangle of it, folded again. ``cuts`` keeps what other parts can use of it."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         out, new = Sheet(shape), []
 
+        def side(part: Array | None, places: slice) -> tuple[Any, Array | None]:
+            if part is None:
+                return 0, None
+            key = id(part), places.start, places.stop
+            if key not in cuts:
+                cuts[key] = _uniform(Sum(0, part[places]))[:2]
+            return cuts[key]
+
         def cut(of: Sum) -> Sum:
-            row = None if of.row is None else of.row[rows]
-            col = None if of.col is None else of.col[columns]
-            total = _uniform(Sum(of.number, row, col))
+            if of.known:
+                return of
+            (a, row), (b, col) = side(of.row, rows), side(of.col, columns)
+            number = of.number
+            for same in (a, b):
+                number = same if isinstance(same, bool) else number + same
+            total = Sum(number, row, col)
             for step, factor in of.rest:
                 alone = factor == 1 and total.known and not total.number
                 total = new[step] if alone else _plus(total, new[step], factor)

@@ -243,7 +243,9 @@ def _parts(region: Region, block: tuple[int, int]) -> Any:
         cut = bands(whole, period)
         if cut is None:
             continue
-        parts = [(rows, columns, whole.part(rows, columns)) for rows in cut[0] for columns in cut[1]]
+        shared: dict[Any, Any] = {}
+        parts = [(rows, columns, whole.part(rows, columns, shared))
+                 for rows in cut[0] for columns in cut[1]]
         fits = [_uniform(p) is not None or repeats(p, period) for _, _, p in parts]
         covered = sum(p.shape[0] * p.shape[1] for (_, _, p), f in zip(parts, fits, strict=True)
                       if f)
