@@ -8,6 +8,9 @@ a comparison cancel here, which plain interval arithmetic cannot do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from .node import Node, const, make
@@ -15,6 +18,22 @@ from .ops import FLOATS
 
 Bound = Node | None
 Box = dict[str, tuple[Node, Node]]  # axis -> least and greatest index
+
+
+# Sums met in the proof under way, and what they are as expressions: most are met many times.
+_sums_met: ContextVar[dict[Node, Linear] | None] = ContextVar("attngen_sums", default=None)
+_nodes_made: ContextVar[dict[Linear, Node] | None] = ContextVar("attngen_sum_nodes", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Inside, no sum is taken apart or put together twice."""
+    tokens = _sums_met.set({}), _nodes_made.set({})
+    try:
+        yield
+    finally:
+        _sums_met.reset(tokens[0])
+        _nodes_made.reset(tokens[1])
 
 
 def varies(n: Node, box: Box) -> bool:
@@ -47,6 +66,16 @@ class Linear:
 
     def node(self) -> Node:
         """The sum as an expression."""
+        if len(self.terms) == 1 and self.terms[0][1] == 1 and not self.constant:
+            return self.terms[0][0]
+        made = _nodes_made.get()
+        if made is None:
+            return self._node()
+        if self not in made:
+            made[self] = self._node()
+        return made[self]
+
+    def _node(self) -> Node:
         out: Node | None = None
         for n, c in sorted(self.terms, key=lambda t: t[1] < 0):  # positive terms first
             out = _accumulate(out, n, c)
@@ -77,6 +106,19 @@ def plus(a: Linear, b: Linear) -> Linear:
 
 def linear(root: Node) -> Linear:
     """A whole-number expression as a sum."""
+    met = _sums_met.get()
+    if met is None:
+        return _linear(root)
+    if root not in met:
+        met[root] = _linear(root)
+    return met[root]
+
+
+def _linear(root: Node) -> Linear:
+    if (inside := _addends(root)) is None:
+        return Linear(((root, 1),))
+    if not inside:
+        return Linear((), int(root.attr("value")))
     waiting = {root: 1}
     terms: dict[Node, int] = {}
     constant = 0

@@ -116,9 +116,9 @@ def alike(proof: Proof, known: Mapping[str, Array], planes: int) -> Array:
             if proof.depends.get(k) == _PLANE]
     if not told:
         return np.zeros(planes, np.int64)
-    rows = np.stack([t.astype(float) for t in told], axis=1)
-    _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return first[which.ravel()]
+    met: dict[tuple[Any, ...], int] = {}
+    return np.array([met.setdefault(row, plane) for plane, row in enumerate(
+        zip(*(t.tolist() for t in told), strict=True))])
 
 
 def sheet(proof: Proof, context: Context, known: Mapping[str, Array], plane: int,

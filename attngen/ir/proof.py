@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from .cases import Atom, Formula, Normal, cases, count
-from .linear import Box, Extent, Linear, linear, plus
+from .linear import Box, Extent, Linear, linear, plus, remembering
 from .node import Node, const, make
 
 _FAR = 2**30  # positions are smaller; bounds beyond are not computed with
@@ -43,7 +43,8 @@ class Prover:
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
         somewhere in the box."""
-        return self._possible(Normal(self.box).formula(n, positive))
+        with remembering():
+            return self._possible(Normal(self.box).formula(n, positive))
 
     def _possible(self, f: Formula | Atom) -> Node:
         known = cases(f)

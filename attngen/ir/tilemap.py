@@ -190,7 +190,7 @@ def prove(mask: Node, seqlen_q: int, seqlen_k: int, block: tuple[int, int],
             if begin < end and height:
                 starts = np.arange(begin, end, dtype=np.int64) * m
                 leaves = keys | {("first", "i"): starts, ("last", "i"): starts + (height - 1)}
-                for plane in np.unique(same):
+                for plane in sorted(set(same.tolist())):
                     made = sheet(proof, context, values, plane, leaves, (end - begin, columns))
                     regions.append(Region(made, tuple(np.flatnonzero(same == plane).tolist()),
                                           begin, 0, proof.moduli))
