@@ -6,6 +6,7 @@ says it all. So a band of rows × columns costs p·(rows + columns) tiles, not r
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -40,9 +41,15 @@ def periods(sheet: Sheet, block: tuple[int, int], moduli: frozenset[int]) -> lis
     return out
 
 
-def bands(sheet: Sheet, period: Period) -> tuple[list[slice], list[slice]] | None:
-    """Rows and columns cut where what depends on them alone stops to grow evenly; None where that
-    is too often."""
+class Band(NamedTuple):
+    """Rows, or columns, and whether what depends on them alone grows evenly on them."""
+
+    places: slice
+    even: bool
+
+
+def bands(sheet: Sheet, period: Period) -> tuple[list[Band], list[Band]] | None:
+    """Rows and columns cut in bands; None where they are too many."""
     sides = []
     for axis, p in (("row", period.rows), ("col", period.columns)):
         parts = {id(x): x for s in sheet.steps for a in s.args
@@ -54,9 +61,9 @@ def bands(sheet: Sheet, period: Period) -> tuple[list[slice], list[slice]] | Non
     return sides[0], sides[1]
 
 
-def _cuts(parts: list[Array], length: int, period: int) -> list[slice] | None:
+def _cuts(parts: list[Array], length: int, period: int) -> list[Band] | None:
     if length <= period:
-        return [slice(0, length)]
+        return [Band(slice(0, length), False)]
     uneven = np.zeros(length - period, bool)
     for part in parts:
         whole = part.astype(np.int64)
@@ -65,16 +72,15 @@ def _cuts(parts: list[Array], length: int, period: int) -> list[slice] | None:
     starts = np.flatnonzero(uneven)
     if len(starts) > 2 * period * _MOST_BANDS:
         return None
-    edges = np.array([0, *starts, length - period])
     out, done = [], 0
-    for begin, end in zip(edges[:-1], edges[1:], strict=True):
-        if end - begin > period:  # rows begin … end + period − 1 grow evenly
+    for begin, end in pairwise([0, *starts.tolist(), length - period]):
+        if end - begin > period:  # what is at begin … end + period − 1 grows evenly
             if begin > done:
-                out.append(slice(done, int(begin)))
-            out.append(slice(max(done, int(begin)), int(end) + period))
-            done = int(end) + period
+                out.append(Band(slice(done, begin), False))
+            out.append(Band(slice(max(done, begin), end + period), True))
+            done = end + period
     if done < length:
-        out.append(slice(done, length))
+        out.append(Band(slice(done, length), False))
     return out if len(out) <= 2 * _MOST_BANDS else None
 
 
@@ -117,17 +123,17 @@ def repeats(sheet: Sheet, period: Period) -> bool:
 
 
 def lines(sheet: Sheet, period: Period) -> Lines:
-    """A line for each of the first ``period`` rows, places counted from their first key on; row
-    r is line r mod p, moved by ⌊r / p⌋ periods."""
+    """A line for each of the first ``period`` rows; row r is line r mod p, moved by ⌊r / p⌋
+    periods."""
     height, width = sheet.shape
     points = Points(sheet)
     p, shift = min(period.rows, height), period.columns
-    right = points.kinds(*np.ogrid[:p, :width])
+    right = points.grid(np.arange(p), np.arange(width))
     times = (height - 1) // period.rows
     if not times:
         return lines_of_kinds(right)
     # Keys before the first, as later rows see them: row q + t·p has t·shift of them.
     rows = np.arange(times * period.rows) + period.rows
-    left = points.kinds(np.minimum(rows, height - 1)[:, None], np.arange(shift))
+    left = points.grid(np.minimum(rows, height - 1), np.arange(shift))
     left = left.reshape(times, period.rows, shift)[::-1, :p].transpose(1, 0, 2).reshape(p, -1)
     return lines_of_kinds(np.concatenate([left, right], axis=1), -times * shift)

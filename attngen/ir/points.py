@@ -13,6 +13,7 @@ from .spans import Span, span_of
 
 Array = np.ndarray[Any, Any]
 PARTIAL, FULL = 1, 2
+_CHUNK = 1 << 15  # tiles evaluated at a time: operands stay in the cache
 
 
 class Points:
@@ -34,6 +35,12 @@ class Points:
         out += self._condition(self.sheet.some, rows, columns, done)
         out[np.broadcast_to(self._condition(self.sheet.full, rows, columns, done), shape)] = FULL
         return out
+
+    def grid(self, rows: Array, columns: Array) -> Array:
+        """``kinds`` [rows, columns] where each of some rows meets each of some columns."""
+        height = max(1, _CHUNK // max(1, len(columns)))
+        return np.concatenate([self.kinds(rows[at:at + height, None], columns)
+                               for at in range(0, len(rows), height)])
 
     def _step(self, step: Step, rows: Array, columns: Array, done: dict[int, Any]) -> Any:
         op, args = step.op, step.args

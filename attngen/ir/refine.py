@@ -23,7 +23,7 @@ def refine(sheet: Sheet) -> Lines:
     """A line for each row of tiles."""
     height, width = sheet.shape
     if height * width <= _FEW:
-        return lines_of_kinds(Points(sheet).kinds(*np.ogrid[:height, :width]))
+        return lines_of_kinds(Points(sheet).grid(np.arange(height), np.arange(width)))
     size = _SIDE
     while -(-height // size) * -(-width // size) > _MOST_BLOCKS:
         size *= _SIDE

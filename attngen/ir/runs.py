@@ -21,14 +21,14 @@ class Lines(NamedTuple):
     kind: Array  # int8 [runs]
 
     @property
-    def count(self) -> int:
+    def lines(self) -> int:
         return len(self.ptr) - 1
 
     def covered(self, line: Array, until: Array) -> tuple[Array, Array]:
         """How many places before ``until`` the runs of lines cover: (in all, of kind 2)."""
         size = self.end.astype(np.int64) - self.begin
         step = np.int64(4 * FAR)
-        ends = np.repeat(np.arange(self.count), np.diff(self.ptr)) * step + self.end
+        ends = np.repeat(np.arange(self.lines), np.diff(self.ptr)) * step + self.end
         passed = np.maximum(np.searchsorted(ends, line * step + until, "right"), self.ptr[line])
         inside = passed < self.ptr[line + 1]
         at = np.where(inside, passed, 0)

@@ -1,7 +1,7 @@
 """The conditions of one plane of tiles, with all that depends on its rows or its columns alone
 computed.
 
-    128·r + 127 − 4096 ≤ 128·c   →   row[r] + col[c] ≤ 0,   row = (−3969, −3841, …), col = (0, −128, …)
+    128·r − 3969 ≤ 128·c   →   row[r] + col[c] ≤ 0,   row = (−3969, −3841, …), col = (0, −128, …)
 
 What is left are *steps* on numbers that depend on both. Numbers are sums, so that what cancels
 between rows and columns is gone, and a step whose outcome is the same on the whole sheet is folded.
@@ -158,7 +158,7 @@ class Sheet:
     def part(self, rows: slice, columns: slice, cuts: dict[Any, Any]) -> Sheet:
         """A rectangle of it, folded again. ``cuts`` keeps what other parts can use of it."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        out, new = Sheet(shape), []
+        out, new = Sheet(shape), list[Sum]()
 
         def side(part: Array | None, places: slice) -> tuple[Any, Array | None]:
             if part is None:

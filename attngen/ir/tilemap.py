@@ -10,25 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .node import Node, idx, walk
-from .periodic import bands, lines, periods, repeats
 from .planes import Context, alike, numbers, proof_of, sheet
 from .points import FULL, PARTIAL
-from .refine import refine
+from .regions import Region, parts
 from .runs import FAR, Lines, joined, lines_of
-from .sheet import Sheet
 
 Array = np.ndarray[Any, Any]
-
-
-class Region(NamedTuple):
-    """Where a sheet lies: its planes, and its first row and column of tiles. What depends on a
-    row repeats, if at all, with one of ``moduli``."""
-
-    sheet: Sheet
-    planes: tuple[int, ...]
-    row: int
-    column: int
-    moduli: frozenset[int]
 
 
 class Pieces(NamedTuple):
@@ -206,16 +193,15 @@ def _solved(regions: tuple[Region, ...], seqlen_q: int, seqlen_k: int, block: tu
     pieces: list[tuple[Any, ...]] = []  # arrays: row, begin, end, line, shift
     count = 2
     for region in regions:
-        for rows, columns, made, period in _parts(region, block):
+        for rows, columns, made, period in parts(region, block):
             here = np.arange(rows.start, rows.stop)
+            turns, place = np.divmod(here - rows.start, period.rows)
             if isinstance(made, int):
-                line, shift = np.full(len(here), made), np.zeros(len(here), np.int64)
+                line, shift = np.full(len(here), made), turns
             else:
-                place = here - rows.start
-                line, shift = (count + place % period[0], place // period[0] * period[1])
-                line, shift = ((line, shift + columns.start + region.column))
+                line, shift = count + place, turns * period.columns + columns.start + region.column
                 found.append(made)
-                count += made.count
+                count += made.lines
             for plane in region.planes:
                 pieces.append((here + (region.row + plane * q_tiles),
                                np.full(len(here), columns.start + region.column),
@@ -230,53 +216,6 @@ def _solved(regions: tuple[Region, ...], seqlen_q: int, seqlen_k: int, block: tu
     return TileMap(seqlen_q, seqlen_k, block, batch, heads, joined(found), kept, regions)
 
 
-def _parts(region: Region, block: tuple[int, int]) -> Any:
-    """A region's rectangles, each as rows, columns, and either the number of a line that serves
-    all rows or the lines of its first rows and the period they repeat with."""
-    whole = region.sheet
-    everything = slice(0, whole.shape[0]), slice(0, whole.shape[1])
-    known = _uniform(whole)
-    if known is not None:
-        yield from _kept(*everything, known)
-        return
-    for period in periods(whole, block, region.moduli):
-        cut = bands(whole, period)
-        if cut is None:
-            continue
-        shared: dict[Any, Any] = {}
-        parts = [(rows, columns, whole.part(rows, columns, shared))
-                 for rows in cut[0] for columns in cut[1]]
-        fits = [_uniform(p) is not None or repeats(p, period) for _, _, p in parts]
-        covered = sum(p.shape[0] * p.shape[1] for (_, _, p), f in zip(parts, fits, strict=True)
-                      if f)
-        if 2 * covered < whole.shape[0] * whole.shape[1]:
-            continue
-        for (rows, columns, part), fit in zip(parts, fits, strict=True):
-            known = _uniform(part)
-            if known is not None:
-                yield from _kept(rows, columns, known)
-            elif fit:
-                yield rows, columns, lines(part, period), period
-            else:
-                yield rows, columns, refine(part), (part.shape[0], 0)
-        return
-    yield *everything, refine(whole), (whole.shape[0], 0)
-
-
-def _uniform(part: Sheet) -> int | None:
-    """The kind of all tiles, where it is the same."""
-    if part.full.known and part.full.number:
-        return FULL
-    if part.some.known and not part.some.number:
-        return 0
-    return PARTIAL if part.full.known and part.some.known else None
-
-
-def _kept(rows: slice, columns: slice, kind: int) -> Any:
-    if kind:
-        yield rows, columns, kind - 1, (1, 0)
-
-
 def _expand(found: Lines, pieces: Pieces, rows: Array) -> Lines:
     """The runs of rows of a map, those of neighbouring pieces joined."""
     first, many = pieces.ptr[rows], np.diff(pieces.ptr)[rows]
@@ -284,7 +223,7 @@ def _expand(found: Lines, pieces: Pieces, rows: Array) -> Lines:
     row = np.repeat(np.arange(len(rows)), many)
     begin, end, line, shift = (x[piece].astype(np.int64) for x in pieces[1:])
     # Of each line, the runs that reach into the piece.
-    places = np.repeat(np.arange(found.count, dtype=np.int64), np.diff(found.ptr)) * (4 * FAR)
+    places = np.repeat(np.arange(found.lines, dtype=np.int64), np.diff(found.ptr)) * (4 * FAR)
     low = np.searchsorted(places + found.end, line * (4 * FAR) + begin - shift, "right")
     high = np.searchsorted(places + found.begin, line * (4 * FAR) + end - shift, "left")
     many = np.maximum(high - low, 0)

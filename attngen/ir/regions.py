@@ -1,0 +1,102 @@
+"""A sheet cut into what is of one kind, what repeats and what has to be looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .periodic import Band, Period, bands, lines, periods, repeats
+from .points import FULL, PARTIAL, Points
+from .refine import refine
+from .runs import Lines, lines_of_kinds
+from .sheet import Sheet
+
+# Rows, columns, and either the line that serves all rows, or the lines of the first rows and the
+# period with which they repeat.
+Part = tuple[slice, slice, Lines | int, Period]
+ONE_LINE = {PARTIAL: 0, FULL: 1}  # of tiles of one kind
+_ALL_ROWS = Period(1, 0)
+
+
+class Region(NamedTuple):
+    """Where a sheet lies: its planes, and its first row and column of tiles. What depends on a
+    row or column repeats, if at all, with ``moduli``."""
+
+    sheet: Sheet
+    planes: tuple[int, ...]
+    row: int
+    column: int
+    moduli: frozenset[int]
+
+
+def parts(region: Region, block: tuple[int, int]) -> Iterator[Part]:
+    """The rectangles of a region that are not empty."""
+    sheet = region.sheet
+    everything = slice(0, sheet.shape[0]), slice(0, sheet.shape[1])
+    kind = _uniform(sheet)
+    if kind is None:
+        for period in periods(sheet, block, region.moduli):
+            cut = bands(sheet, period)
+            found = None if cut is None else _cut(sheet, period, *cut)
+            if found is not None:
+                yield from found
+                return
+        yield *everything, refine(sheet), Period(sheet.shape[0], 0)
+    elif kind:
+        yield *everything, ONE_LINE[kind], _ALL_ROWS
+
+
+def _cut(sheet: Sheet, period: Period, rows: list[Band], columns: list[Band]
+         ) -> list[Part] | None:
+    """The parts of a sheet with bands of rows and columns; None where less than half repeats."""
+    out: list[Part] = []
+    shared: dict[Any, Any] = {}
+    height, width = (sum(b.places.stop - b.places.start for b in side if b.even)
+                     for side in (rows, columns))
+    missed = sheet.shape[0] * sheet.shape[1] - height * width
+    if 2 * missed > sheet.shape[0] * sheet.shape[1]:
+        return None
+    for i, even in rows:
+        for j, also in columns:
+            if not even or not also:
+                continue
+            part = sheet.part(i, j, shared)
+            kind = _uniform(part)
+            if kind is None and repeats(part, period):
+                out.append((i, j, lines(part, period), period))
+            elif kind is None:
+                missed += part.shape[0] * part.shape[1]
+                if 2 * missed > sheet.shape[0] * sheet.shape[1]:
+                    return None
+                out.append((i, j, refine(part), Period(part.shape[0], 0)))
+            elif kind:
+                out.append((i, j, ONE_LINE[kind], _ALL_ROWS))
+    return out + _between(sheet, rows, columns)
+
+
+def _between(sheet: Sheet, rows: list[Band], columns: list[Band]) -> list[Part]:
+    """The rows and columns that are in no even band, tile by tile."""
+    out: list[Part] = []
+    points = Points(sheet)
+    height, width = sheet.shape
+    for i, even in rows:
+        if not even:
+            kinds = points.grid(np.arange(i.start, i.stop), np.arange(width))
+            out.append((i, slice(0, width), lines_of_kinds(kinds), Period(len(kinds), 0)))
+    for j, even in columns:
+        if not even:
+            kinds = points.grid(np.arange(height), np.arange(j.start, j.stop))
+            out += [(i, j, lines_of_kinds(kinds[i]), Period(i.stop - i.start, 0))
+                    for i, also in rows if also]
+    return out
+
+
+def _uniform(part: Sheet) -> int | None:
+    """The kind of all tiles, where it is the same."""
+    if part.full.known and part.full.number:
+        return FULL
+    if part.some.known and not part.some.number:
+        return 0
+    return PARTIAL if part.full.known and part.some.known else None
