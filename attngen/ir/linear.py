@@ -229,8 +229,6 @@ class Extent:
                 return const(0), const(1)
             case "gather" if self.tables:
                 return self._element(n)
-            case "table_min" | "table_max":
-                return self._element(n)
         return None, None
 
     def _product(self, n: Node) -> tuple[Bound, Bound]:
@@ -247,18 +245,21 @@ class Extent:
         return (const(0) if same else low), high
 
     def _element(self, n: Node) -> tuple[Bound, Bound]:
-        """gather(t, …, x) → table_min(t, …, low(x), high(x)), table_max(…); of a range of ranges
-        likewise, from the first beginning to the last end."""
+        """gather(t, …, x) → table_min(t, …, low(x), high(x)), table_max(…); with the last two
+        indices likewise where both vary."""
         if self.wide is not None:
             return self.wide.of(n)
-        begin, end = (n.args[-1], n.args[-1]) if n.op == "gather" else n.args[-2:]
-        rest = n.args[:len(n.args) - (1 if n.op == "gather" else 2)]
-        low, high = self.of(begin)[0], self.of(end)[1]
-        if low is None or high is None or any(varies(a, self.box) for a in rest):
+        first = next(k for k, a in enumerate(n.args) if varies(a, self.box))
+        if len(n.args) - first > 2:
             return None, None
-        name = n.attr("name")
-        return tuple(make(op, *rest, low, high, name=name, dtype=n.dtype)  # type: ignore[return-value]
+        ends: list[Node] = []
+        for low, high in map(self.of, n.args[first:]):
+            if low is None or high is None:
+                return None, None
+            ends += [low, high]
+        low, high = (make(op, *n.args[:first], *ends, name=n.attr("name"), dtype=n.dtype)
                      for op in ("table_min", "table_max"))
+        return low, high
 
 
 def _extremum(op: str, a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:

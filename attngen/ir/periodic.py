@@ -52,9 +52,7 @@ def bands(sheet: Sheet, period: Period) -> tuple[list[Band], list[Band]] | None:
     """Rows and columns cut in bands; None where they are too many."""
     sides = []
     for axis, p in (("row", period.rows), ("col", period.columns)):
-        parts = {id(x): x for s in sheet.steps for a in s.args
-                 if (x := getattr(a, axis)) is not None}
-        found = _cuts(list(parts.values()), sheet.shape[axis == "col"], p)
+        found = _cuts(sheet.parts_along(axis), sheet.shape[axis == "col"], p)
         if found is None:
             return None
         sides.append(found)

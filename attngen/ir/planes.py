@@ -22,6 +22,7 @@ from .sheet import Sheet, Sum, vector
 from .tables import TableRange
 
 Array = np.ndarray[Any, Any]
+TABLE_OPS = ("table_min", "table_max")
 _PLANE, _ROW, _COLUMN = 1, 2, 4  # what a node depends on
 
 
@@ -34,7 +35,9 @@ class Proof:
         self.depends: dict[str, int] = {}
         for n in self.nodes:
             own = _PLANE if n.op in ("idx", "param") and n.axes else 0
-            if n.op in ("first", "last"):
+            if n.op in TABLE_OPS:  # looked up by sheets only
+                own = _ROW
+            elif n.op in ("first", "last"):
                 own = _ROW if n.attr("axis") == "i" else _COLUMN
             for a in n.args:
                 own |= self.depends[a.key]
@@ -86,10 +89,6 @@ def numbers(proof: Proof, context: Context, planes: Array) -> dict[str, Array]:
             out[n.key] = _typed(out[n.args[0].key], n.dtype)
         else:
             args = [out[a.key] for a in n.args]
-            if n.op in ("table_min", "table_max"):
-                *leading, low, high = (np.asarray(a) for a in args)
-                out[n.key] = context.range(n.attr("name")).bound(n.op, leading, low, high)
-                continue
             if n.op == "gather":
                 args.insert(0, context.tables[n.attr("name")])
             evaluate = SCALAR_OPS[n.op].evaluate if n.op in SCALAR_OPS else None
@@ -139,7 +138,7 @@ def sheet(proof: Proof, context: Context, known: Mapping[str, Array], plane: int
             done[n.key] = vector(leaves[n.op, axis], "row" if axis == "i" else "col")
             continue
         args = [done[a.key] if a.key in done else number(a.key) for a in n.args]
-        table = context.range(n.attr("name")) if n.op in ("table_min", "table_max") else None
+        table = context.range(n.attr("name")) if n.op in TABLE_OPS else None
         if table is None and n.op not in SCALAR_OPS:
             raise VerifyError(f"{n.op} has no meaning in a proof about tiles")
         done[n.key] = out.apply(n.op, args, table=table)

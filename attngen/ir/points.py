@@ -95,14 +95,11 @@ class Blocks:
     def _ends(self) -> dict[int, tuple[Array, Array]]:
         """Least and greatest of each row and column part in every block, by its identity."""
         out: dict[int, tuple[Array, Array]] = {}
-        sums = [a for s in self.sheet.steps for a in s.args]
-        for of in (*sums, self.sheet.full, self.sheet.some):
-            for part in (of.row, of.col):
-                if part is not None and id(part) not in out:
-                    starts = np.arange(0, len(part), self.size)
-                    low, high = (np.logical_and, np.logical_or) if part.dtype == bool else (
-                        np.minimum, np.maximum)
-                    out[id(part)] = low.reduceat(part, starts), high.reduceat(part, starts)
+        for part in (*self.sheet.parts_along("row"), *self.sheet.parts_along("col")):
+            starts = np.arange(0, len(part), self.size)
+            low, high = (np.logical_and, np.logical_or) if part.dtype == bool else (
+                np.minimum, np.maximum)
+            out[id(part)] = low.reduceat(part, starts), high.reduceat(part, starts)
         return out
 
     def decide(self, rows: Array, columns: Array) -> tuple[Array, Array, Array]:

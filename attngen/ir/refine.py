@@ -10,9 +10,10 @@ import numpy as np
 from .points import FULL, PARTIAL, Blocks, Points
 from .runs import Lines, joined, lines_of_kinds, lines_of_rectangles, runs_of_kinds
 from .sheet import Sheet
+from .tables import GridRange
 
 Array = np.ndarray[Any, Any]
-_SIDE = 16  # a block holds so many tiles, or smaller blocks, along each side
+_SIDE = 4  # a block holds so many tiles, or smaller blocks, along each side
 _FEW = 1 << 13  # tiles that are looked at one by one at once
 _CHUNK = 1 << 15  # tiles evaluated at a time: operands stay in the cache
 _MOST_BLOCKS = 1 << 12  # blocks to begin with
@@ -22,7 +23,8 @@ _STRIPE = 1 << 21  # tiles whose runs are collected before they are joined
 def refine(sheet: Sheet) -> Lines:
     """A line for each row of tiles."""
     height, width = sheet.shape
-    if height * width <= _FEW:
+    unsure = any(isinstance(s.table, GridRange) for s in sheet.steps)  # its blocks tell nothing
+    if height * width <= (_STRIPE if unsure else _FEW):
         return lines_of_kinds(Points(sheet).grid(np.arange(height), np.arange(width)))
     size = _SIDE
     while -(-height // size) * -(-width // size) > _MOST_BLOCKS:
@@ -74,8 +76,10 @@ def _look(points: Points, levels: dict[int, Blocks], size: int, rows: Array, col
 def _tiles(points: Points, rows: Array, columns: Array) -> Array:
     """Runs within blocks, whose rows and columns [blocks, _SIDE] are given, as rectangles."""
     height, width = points.sheet.shape
-    kinds = points.kinds(np.minimum(rows, height - 1)[:, :, None],
-                         np.minimum(columns, width - 1)[:, None, :])
+    # Blocks are the last axis meanwhile, which is long.
+    kinds = points.kinds(np.ascontiguousarray(np.minimum(rows, height - 1).T)[:, None, :],
+                         np.ascontiguousarray(np.minimum(columns, width - 1).T)[None, :, :])
+    kinds = np.ascontiguousarray(kinds.transpose(2, 0, 1))
     kinds *= (rows < height)[:, :, None] & (columns < width)[:, None, :]
     line, begin, end, kind = runs_of_kinds(kinds.reshape(-1, _SIDE))
     row, left = rows.ravel()[line], columns[line // _SIDE, 0]

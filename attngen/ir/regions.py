@@ -12,10 +12,14 @@ from .points import FULL, PARTIAL, Points
 from .refine import refine
 from .runs import Lines, lines_of_kinds
 from .sheet import Sheet
+from .tables import GridRange, distinct
 
-# Rows, columns, and either the line that serves all rows, or the lines of the first rows and the
-# period with which they repeat.
-Part = tuple[slice, slice, Lines | int, Period]
+Array = np.ndarray[Any, Any]
+
+# Rows, columns, and either the line that serves all rows, or lines and which of them each row has:
+# the first ones with a period, or by their numbers.
+Part = tuple[slice, slice, Lines | int, Period | Array]
+_GAIN = 4  # at least so many times fewer tiles
 ONE_LINE = {PARTIAL: 0, FULL: 1}  # of tiles of one kind
 _ALL_ROWS = Period(1, 0)
 
@@ -37,6 +41,10 @@ def parts(region: Region, block: tuple[int, int]) -> Iterator[Part]:
     everything = slice(0, sheet.shape[0]), slice(0, sheet.shape[1])
     kind = _uniform(sheet)
     if kind is None:
+        alike = _alike(sheet)
+        if alike is not None:
+            yield *everything, *alike
+            return
         for period in periods(sheet, block, region.moduli):
             cut = bands(sheet, period)
             found = None if cut is None else _cut(sheet, period, *cut)
@@ -46,6 +54,28 @@ def parts(region: Region, block: tuple[int, int]) -> Iterator[Part]:
         yield *everything, refine(sheet), Period(sheet.shape[0], 0)
     elif kind:
         yield *everything, ONE_LINE[kind], _ALL_ROWS
+
+
+def _alike(sheet: Sheet) -> tuple[Lines, Array] | None:
+    """The lines of the different rows and which each row has, where many rows and columns are told
+    apart by nothing."""
+    different, sides = 1, []
+    for axis, length in zip(("row", "col"), sheet.shape, strict=True):
+        vectors = sheet.parts_along(axis)
+        growth = (np.diff(v.astype(np.int64)) for v in vectors)
+        if any((g > 0).all() or (g < 0).all() for g in growth):
+            sides.append((np.arange(length),) * 2)
+        else:
+            sides.append(distinct(vectors) if vectors else (
+                np.zeros(1, np.int64), np.zeros(length, np.int64)))
+        different *= len(sides[-1][0])
+    few = 16 * sum(sheet.shape)
+    if any(isinstance(s.table, GridRange) for s in sheet.steps):
+        few = sheet.shape[0] * sheet.shape[1] // _GAIN  # nothing else serves
+    if different > min(few, sheet.shape[0] * sheet.shape[1] // _GAIN):
+        return None
+    (rows, row), (columns, column) = sides
+    return lines_of_kinds(Points(sheet).grid(rows, columns)[:, column]), row
 
 
 def _cut(sheet: Sheet, period: Period, rows: list[Band], columns: list[Band]

@@ -17,7 +17,7 @@ import numpy as np
 
 from .ops import SCALAR_OPS
 from .spans import Span, span_of
-from .tables import TableRange
+from .tables import GridRange, TableRange, distinct
 
 Array = np.ndarray[Any, Any]
 LOGIC = ("and", "or", "not")
@@ -43,7 +43,7 @@ class Step(NamedTuple):
     op: str
     args: tuple[Sum, ...]
     number: int = 0
-    table: TableRange | None = None
+    table: TableRange | GridRange | None = None
 
 
 @dataclass
@@ -58,13 +58,15 @@ class Sheet:
     _spans: list[Span] = field(default_factory=list, repr=False)  # of the steps, on all of it
 
     def apply(self, op: str, args: Sequence[Sum], number: int = 0,
-              table: TableRange | None = None) -> Sum:
+              table: TableRange | GridRange | None = None) -> Sum:
         """An operation of ``SCALAR_OPS``, or a bound on a table, as a sum; a step is made where
         its operands depend on rows and columns both."""
         if op == "add":
             return _plus(args[0], args[1], 1)
         if op == "sub":
             return _plus(args[0], args[1], -1)
+        if isinstance(table, TableRange) and len(args) > table.table.ndim + 1:
+            return self._matrix(op, args, table.table)
         if op == "cast":  # of a condition, as a number
             return _plus(Sum(0), args[0], 1)
         rows = any(a.row is not None for a in args)
@@ -95,8 +97,28 @@ class Sheet:
             return self._step(op, args)
         return self._step(op, args, number, table)
 
+    def _matrix(self, op: str, args: Sequence[Sum], table: Array) -> Sum:
+        """A bound on a table over ranges of its last two dimensions."""
+        *leading, low1, high1, low2, high2 = args
+        sides = [("row", "col", "both")[(a.col is not None or b.col is not None)
+                 * (1 + (a.row is not None or b.row is not None))]
+                 for a, b in ((low1, high1), (low2, high2))]
+        if any(a.rest for a in args[-4:]) or "both" in sides or not all(a.known for a in leading):
+            values = table.min(initial=0), table.max(initial=0)
+            return Sum(int(values[op == "table_max"]))
+        for a, size in zip(leading, table.shape, strict=False):
+            inside = 0 <= a.number < size
+            table = table[a.number] if inside else np.zeros(table.shape[1:], table.dtype)
+        ranges, numbers = [], []
+        for axis, ends in zip(sides, ((low1, high1), (low2, high2)), strict=True):
+            low, high = np.broadcast_arrays(*(np.atleast_1d(_value(e, axis)) for e in ends))
+            where, which = distinct([low, high])
+            ranges.append((low[where], high[where]))
+            numbers.append(vector(which, axis))
+        return self.apply(op, numbers, table=GridRange(op, table, *ranges))
+
     def _step(self, op: str, args: Sequence[Sum], number: int = 0,
-              table: TableRange | None = None) -> Sum:
+              table: TableRange | GridRange | None = None) -> Sum:
         spans = [self.span(a) for a in args]
         span = self.table_span(op, spans, table) if table else span_of(op, spans, number)
         if span is not None:
@@ -115,8 +137,10 @@ class Sheet:
         return Sum(rest=((len(self.steps) - 1, 1),))
 
     @staticmethod
-    def table_span(op: str, spans: Sequence[Span], table: TableRange) -> Span:
+    def table_span(op: str, spans: Sequence[Span], table: TableRange | GridRange) -> Span:
         """Of a bound on a table's entries, its operands being anywhere in theirs."""
+        if isinstance(table, GridRange):
+            return table.least, table.greatest
         *leading, first, last = spans
         if first is None or last is None or any(
                 s is None or np.any(s[0] != s[1]) for s in leading):
@@ -138,6 +162,11 @@ class Sheet:
             a, b = (int(x) * factor for x in known)
             low, high = low + min(a, b), high + max(a, b)
         return low, high
+
+    def parts_along(self, axis: str) -> list[Array]:
+        """All that depends on its rows ("row") or its columns ("col") alone, each once."""
+        sums = [a for s in self.steps for a in s.args] + [self.full, self.some]
+        return list({id(x): x for of in sums if (x := getattr(of, axis)) is not None}.values())
 
     def finish(self, full: Sum, some: Sum) -> Sheet:
         """With the two conditions; steps they do not need are dropped."""
@@ -240,12 +269,15 @@ def _scaled(of: Sum, factor: int) -> Sum:
     return _plus(Sum(0), of, factor) if factor else Sum(0)
 
 
-def _along(op: str, args: Sequence[Sum], axis: str, table: TableRange | None) -> Sum:
+def _value(of: Sum, axis: str) -> Any:
+    """Of what depends on one side at most."""
+    part = of.row if axis == "row" else of.col
+    return of.number if part is None else part + of.number if of.number else part
+
+
+def _along(op: str, args: Sequence[Sum], axis: str, table: TableRange | GridRange | None) -> Sum:
     """An operation on what depends on one side at most."""
-    values = []
-    for a in args:
-        part = a.row if axis == "row" else a.col
-        values.append(a.number if part is None else part if not a.number else part + a.number)
+    values = [_value(a, axis) for a in args]
     if table is not None:
         *leading, low, high = (np.asarray(v) for v in values)
         result = table.bound(op, leading, low, high)

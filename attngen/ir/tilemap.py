@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .node import Node, idx, walk
+from .periodic import Period
 from .planes import Context, alike, numbers, proof_of, sheet
 from .points import FULL, PARTIAL
 from .regions import Region, parts
@@ -195,11 +196,15 @@ def _solved(regions: tuple[Region, ...], seqlen_q: int, seqlen_k: int, block: tu
     for region in regions:
         for rows, columns, made, period in parts(region, block):
             here = np.arange(rows.start, rows.stop)
-            turns, place = np.divmod(here - rows.start, period.rows)
-            if isinstance(made, int):
-                line, shift = np.full(len(here), made), turns
+            if isinstance(period, Period):
+                turns, place = np.divmod(here - rows.start, period.rows)
+                shift = turns * period.columns
             else:
-                line, shift = count + place, turns * period.columns + columns.start + region.column
+                place, shift = period, np.zeros(len(here), np.int64)
+            if isinstance(made, int):
+                line = np.full(len(here), made)
+            else:
+                line, shift = count + place, shift + (columns.start + region.column)
                 found.append(made)
                 count += made.lines
             for plane in region.planes:
