@@ -276,6 +276,25 @@ def test_command_draws_tiles() -> None:
                                          "1,2,3")
 
 
+def test_numbers_past_32_bits_are_not_cut_off() -> None:
+    rng, tally = np.random.default_rng(6), Tally()
+    i, j = idx("i"), idx("j")
+    for _ in range(30):
+        a, b, m, n = (int(x) for x in rng.integers(1, 2**30, 4))
+        product = make("mul", make("mod", make("add", i, j), const(40)),
+                       make("floordiv", make("sub", i, j), const(3)))
+        sides = [make("mul", make("mod", make("add", i, j), const(24)), const(a)),
+                 make("sub", make("mul", i, const(b)), make("mul", j, const(m))),
+                 make("mul", product, const(n)), param("n")]
+        left, right = (sides[k] for k in rng.permutation(4)[:2])
+        mask = make("lt", left, make("add", right, const(int(rng.integers(-2**30, 2**30)))))
+        with np.errstate(over="ignore"):
+            wide = visible(mask, 96, 96, 1, {"n": np.int64(n)})
+        tiles = prove(mask, 96, 96, (8, 8), {"n": n})
+        tally.add(tiles.dense(), kinds(wide, (8, 8)), mask)
+    assert tally.found > 200
+
+
 def test_what_cancels_is_decided() -> None:
     nothing = make("sub", idx("i"), idx("i"))
     mask = make("le", make("mod", make("add", nothing, param("n")), const(3)), const(1))

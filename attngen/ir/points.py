@@ -56,6 +56,8 @@ class Points:
             return step.table.bound(op, leading, low, high)
         if op == "where":
             return np.where(self._condition(args[0], rows, columns, done), *values[1:])
+        if op == "mul":
+            return np.multiply(*values, dtype=np.int64)
         evaluate = SCALAR_OPS[op].evaluate
         assert evaluate is not None
         if step.number:
@@ -66,14 +68,17 @@ class Points:
     @staticmethod
     def _sum(of: Sum, rows: Array, columns: Array, done: dict[int, Any]) -> Any:
         out: Any = of.number
-        if of.row is not None:
+        if of.row is None and of.col is None:
+            out = np.int64(out)  # parts of 32 bits have room for the whole sum, steps need not
+        elif of.row is not None:
             out = (of.row + out if out else of.row)[rows]
         elif of.col is not None:
             out = (of.col + out if out else of.col)[columns]
         if of.row is not None and of.col is not None:
             out = out + of.col[columns]
         for step, factor in of.rest:
-            out = out + (done[step] if factor == 1 else done[step] * factor)
+            out = out + (done[step] if factor == 1 else
+                         np.multiply(done[step], factor, dtype=np.int64))
         return out
 
     @staticmethod
@@ -120,7 +125,10 @@ class Blocks:
         return all_full, all_some & ~any_full, ~any_some
 
     def _span(self, of: Sum, rows: Array, columns: Array, done: dict[int, Span]) -> Span:
-        low = high = of.number
+        if isinstance(of.number, bool) and of.known:
+            return of.number, of.number
+        low: Any = np.int64(of.number)
+        high: Any = low
         for part, where in ((of.row, rows), (of.col, columns)):
             if part is not None:
                 least, greatest = self._ends[id(part)]
@@ -135,7 +143,8 @@ class Blocks:
                     and not of.number:
                 return span
             a, b = span if factor > 0 else span[::-1]
-            low, high = low + a * factor, high + b * factor
+            low, high = (x + np.multiply(y, factor, dtype=np.int64)
+                         for x, y in ((low, a), (high, b)))
         return low, high
 
 

@@ -179,10 +179,31 @@ class Sheet:
         def moved(of: Sum) -> Sum:
             return of._replace(rest=tuple((place[s], f) for s, f in of.rest)) if of.rest else of
 
-        steps = [self.steps[k]._replace(args=tuple(moved(a) for a in self.steps[k].args))
-                 for k in place]
+        short: dict[int, Array] = {}
+        steps = []
+        for k in place:
+            step = self.steps[k]
+            if step.op != "mul" and abs(step.number) < 2**31 and self._spans[k] is not None:
+                step = step._replace(args=tuple(self._shortened(a, short) for a in step.args))
+            steps.append(step._replace(args=tuple(moved(a) for a in step.args)))
         return replace(self, steps=steps, full=moved(full), some=moved(some),
                        _spans=[self._spans[k] for k in place])
+
+    def _shortened(self, of: Sum, short: dict[int, Array]) -> Sum:
+        """In 32 bits, which are computed with faster, where no part of the sum can leave them."""
+        parts = [p for p in (of.row, of.col) if p is not None and p.dtype == np.int64]
+        if not parts:
+            return of
+        spans = [(of.number, of.number), *((p.min(), p.max()) for p in parts),
+                 *((f * x[0], f * x[1]) if (x := self._spans[s]) else (2**31,) * 2
+                   for s, f in of.rest)]
+        if sum(max(abs(int(a)), abs(int(b))) for a, b in spans) >= 2**31:
+            return of
+        for p in parts:
+            if id(p) not in short:
+                short[id(p)] = p.astype(np.int32)
+        return of._replace(row=None if of.row is None else short.get(id(of.row), of.row),
+                           col=None if of.col is None else short.get(id(of.col), of.col))
 
     def part(self, rows: slice, columns: slice, cuts: dict[Any, Any]) -> Sheet:
         """A rectangle of it, folded again. ``cuts`` keeps what other parts can use of it."""
@@ -244,7 +265,8 @@ def _uniform(of: Sum) -> Sum:
 
 
 def _whole(part: Array) -> Array:
-    return part.astype(np.int64) if part.dtype == bool else part
+    """In 64 bits."""
+    return part if part.dtype == np.int64 else part.astype(np.int64)
 
 
 def _plus(a: Sum, b: Sum, factor: int) -> Sum:

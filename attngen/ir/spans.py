@@ -47,7 +47,7 @@ def span_of(op: str, args: list[Span], number: int = 0) -> Span:
                 np.where(same, np.mod(high, number), greatest))
     if op == "mul":
         low2, high2 = args[1]  # type: ignore[misc]
-        corners = [low * low2, low * high2, high * low2, high * high2]
+        corners = [np.multiply(x, y, dtype=np.int64) for x in (low, high) for y in (low2, high2)]
         return (np.minimum(np.minimum(*corners[:2]), np.minimum(*corners[2:])),
                 np.maximum(np.maximum(*corners[:2]), np.maximum(*corners[2:])))
     return None
