@@ -261,6 +261,14 @@ class Extent:
                      for op in ("table_min", "table_max"))
         return low, high
 
+    def bits(self, n: Node) -> Bound:
+        """gather(t, …, x) → table_bits(t, …, low(x), high(x)): a bit for each entry's hash."""
+        extent = self.wide or self
+        low, high = extent.of(n.args[-1])
+        if low is None or high is None or any(varies(a, self.box) for a in n.args[:-1]):
+            return None
+        return make("table_bits", *n.args[:-1], low, high, name=n.attr("name"), dtype="int64")
+
 
 def _extremum(op: str, a: tuple[Bound, Bound], b: tuple[Bound, Bound]) -> tuple[Bound, Bound]:
     """min is below each operand and max above, even where the other operand is unbounded."""

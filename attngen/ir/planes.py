@@ -22,7 +22,7 @@ from .sheet import Sheet, Sum, vector
 from .tables import TableRange
 
 Array = np.ndarray[Any, Any]
-TABLE_OPS = ("table_min", "table_max")
+TABLE_OPS = ("table_min", "table_max", "table_bits")
 _PLANE, _ROW, _COLUMN = 1, 2, 4  # what a node depends on
 
 

@@ -183,6 +183,11 @@ class Prover:
         if low is None or high is None:
             return []
         out = [make("le", low, high)] if known.lows or known.highs else []
+        if self.tables and _is_same_entry(total) and const(0) in known.lows \
+                and const(0) in known.highs:
+            bits = [extent.bits(n) for n, _ in total.terms]
+            if bits[0] is not None and bits[1] is not None:
+                out.append(make("ne", make("bitand", bits[0], bits[1]), const(0)))
         for value in known.excluded:
             out.append(make("or", make("ne", low, value), make("ne", high, value)))
         for sign, shift, m, least, greatest in known.remainders:
@@ -231,6 +236,12 @@ def _is_index(total: Linear) -> bool:
 
 def _is_difference(total: Linear) -> bool:
     return len(total.terms) == 2 and all(n.op == "idx" and abs(c) == 1 for n, c in total.terms)
+
+
+def _is_same_entry(total: Linear) -> bool:
+    """t[x] − u[y], of tables of whole numbers"""
+    return [c for _, c in total.terms] in ([1, -1], [-1, 1]) and all(
+        n.op == "gather" and n.dtype in ("int32", "int64") for n, _ in total.terms)
 
 
 def _shrink(box: Box, total: Linear, known: Facts) -> None:

@@ -141,6 +141,8 @@ class Sheet:
         """Of a bound on a table's entries, its operands being anywhere in theirs."""
         if isinstance(table, GridRange):
             return table.least, table.greatest
+        if op == "table_bits":
+            return None
         *leading, first, last = spans
         if first is None or last is None or any(
                 s is None or np.any(s[0] != s[1]) for s in leading):

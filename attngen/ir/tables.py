@@ -9,6 +9,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 BLOCK = 64
+_PICK: dict[str, np.ufunc] = {"table_min": np.minimum, "table_max": np.maximum,
+                              "table_bits": np.bitwise_or}
 _FEW = 16  # entries of a range that are better met one by one
 
 
@@ -32,13 +34,15 @@ class TableRange:
         starts = np.arange(0, max(self.length, 1), BLOCK)
         if self.length == 0:
             values = np.zeros((*values.shape[:-1], 1), np.int64)
-        return {"table_min": _runs(np.minimum, np.minimum.reduceat(values, starts, axis=-1)),
-                "table_max": _runs(np.maximum, np.maximum.reduceat(values, starts, axis=-1))}
+        return {op: _runs(pick, pick.reduceat(
+            hashed(values) if op == "table_bits" else values, starts, axis=-1))
+            for op, pick in _PICK.items()}
 
     def bound(self, op: str, leading: list[Array], low: Array, high: Array) -> Array:
-        """``op`` is table_min or table_max; integer arrays that broadcast. Where high < low the
-        result means nothing."""
-        pick = np.minimum if op == "table_min" else np.maximum
+        """``op`` is table_min, table_max or table_bits, the union of ``hashed`` entries; integer
+        arrays that broadcast. Where high < low the result means nothing."""
+        pick, bits = _PICK[op], op == "table_bits"
+        none = 1 if bits else 0  # what an entry outside counts as
         inside: Any = True
         for x, n in zip(leading, self._shape, strict=True):
             inside = inside & (x >= 0) & (x < n)
@@ -46,7 +50,8 @@ class TableRange:
         if low.ndim == high.ndim == 1 and not any(x.ndim for x in leading) and not _overlap(
                 low, high, self.length):
             line = self.table[where] if inside else np.zeros(0, np.int64)
-            return _over(pick, line, low, high, 0).astype(np.int64)
+            line = hashed(line.astype(np.int64)) if bits else line
+            return _over(pick, line, low, high, 0, none).astype(np.int64)
         last = max(self.length - 1, 0)
         begin, end = np.clip(low, 0, last) // BLOCK, np.clip(high, 0, last) // BLOCK
         end = np.maximum(begin, end)
@@ -55,9 +60,9 @@ class TableRange:
         found = pick(runs[(level, *where, begin)],
                      runs[(level, *where, end + 1 - (1 << level))])
         met = inside & (high >= 0) & (low < self.length)
-        found = np.where(met, found, 0)
+        found = np.where(met, found, none)
         outside = ~np.asarray(inside) | (low < 0) | (high >= self.length)
-        return np.asarray(np.where(outside, pick(found, 0), found))
+        return np.asarray(np.where(outside, pick(found, none), found))
 
 
 def _runs(pick: Any, blocks: Array) -> Array:
@@ -77,7 +82,7 @@ class GridRange:
 
     def __init__(self, op: str, table: Array, rows: tuple[Array, Array],
                  columns: tuple[Array, Array]) -> None:
-        pick = np.minimum if op == "table_min" else np.maximum
+        pick = _PICK[op]
         found = table if table.dtype == bool else table.astype(np.int64)
         for axis, (low, high) in enumerate((rows, columns)):
             found = _over(pick, found, low, high, axis)
@@ -89,10 +94,16 @@ class GridRange:
         return np.asarray(self.values[row, column])
 
 
-def _over(pick: Any, table: Array, low: Array, high: Array, axis: int) -> Array:
-    """Along an axis of an array, ``pick`` of the entries of each range, 0 outside."""
+def hashed(values: Array) -> Array:
+    """One of 64 bits for each; for 64 numbers in succession, 64 different ones."""
+    return np.left_shift(np.int64(1), (values ^ (values >> 6) ^ (values >> 12)) & 63)
+
+
+def _over(pick: Any, table: Array, low: Array, high: Array, axis: int, none: int = 0) -> Array:
+    """Along an axis of an array, ``pick`` of the entries of each range, ``none`` for those
+    outside."""
     size = table.shape[axis]
-    zero = table.dtype.type(0)
+    zero = table.dtype.type(none)
     if size == 0 or _overlap(low, high, size):
         found = np.expand_dims(pick.reduce(table, axis=axis, initial=zero), axis)
         return np.asarray(found.repeat(len(low), axis=axis))
