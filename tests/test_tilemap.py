@@ -276,6 +276,21 @@ def test_command_draws_tiles() -> None:
                                          "1,2,3")
 
 
+def test_divisors_of_a_call_are_proved() -> None:
+    rng, tally = np.random.default_rng(7), Tally()
+    for op in ("floordiv", "mod"):
+        for n in (5, 16, 40, -7, -30, 1, -1):
+            i, j = (make(op, make("add", idx(a), const(int(rng.integers(-9, 9)))), param("n"))
+                    for a in "ij")
+            mask = make(("le", "eq", "lt")[rng.integers(3)], i, make("add", j, const(
+                int(rng.integers(-2, 3)))))
+            for also in (mask, make("and", mask, make("le", idx("j"), idx("i")))):
+                seen = visible(also, 200, 208, 1, {"n": n})
+                tiles = prove(also, 200, 200, (16, 16), {"n": n})
+                tally.add(tiles.dense(), kinds(seen, (16, 16)), also)
+    assert tally.share > 0.9 and tally.true > 2000
+
+
 def test_numbers_past_32_bits_are_not_cut_off() -> None:
     rng, tally = np.random.default_rng(6), Tally()
     i, j = idx("i"), idx("j")

@@ -225,11 +225,29 @@ class Extent:
                 return _both(n.op, low, n.args[1]), _both(n.op, high, n.args[1])
             case "mod" if n.args[1].is_const and n.args[1].attr("value"):
                 return _remainder(*self.of(n.args[0]), n.args[1].attr("value"))
+            case "floordiv" | "mod" if self.tables and not varies(n.args[1], self.box):
+                return self._by_number(n)
             case "cast" if n.args[0].dtype == "bool":
                 return const(0), const(1)
             case "gather" if self.tables:
                 return self._element(n)
         return None, None
+
+    def _by_number(self, n: Node) -> tuple[Bound, Bound]:
+        """A quotient or remainder by a number known at run time, of either sign. Not in kernels,
+        which must not divide by what may be 0 where the mask does not."""
+        low, high = self.of(n.args[0])
+        if low is None or high is None:
+            return None, None
+        m = n.args[1]
+        ends = make("floordiv", low, m), make("floordiv", high, m)
+        if n.op == "floordiv":
+            return make("min", *ends), make("max", *ends)
+        least = make("min", make("add", m, const(1)), const(0))
+        greatest = make("max", make("sub", m, const(1)), const(0))
+        same = make("eq", *ends)
+        return (make("where", same, make("mod", low, m), least),
+                make("where", same, make("mod", high, m), greatest))
 
     def _product(self, n: Node) -> tuple[Bound, Bound]:
         """Least and greatest of the four corners."""
