@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .points import Points
+from .refine import corner
 from .runs import Lines, lines_of_kinds
 from .sheet import Sheet, Sum
 
@@ -124,14 +124,13 @@ def lines(sheet: Sheet, period: Period) -> Lines:
     """A line for each of the first ``period`` rows; row r is line r mod p, moved by ⌊r / p⌋
     periods."""
     height, width = sheet.shape
-    points = Points(sheet)
     p, shift = min(period.rows, height), period.columns
-    right = points.grid(np.arange(p), np.arange(width))
+    right = corner(sheet, p, width)
     times = (height - 1) // period.rows
     if not times:
         return lines_of_kinds(right)
     # Keys before the first, as later rows see them: row q + t·p has t·shift of them.
-    rows = np.arange(times * period.rows) + period.rows
-    left = points.grid(np.minimum(rows, height - 1), np.arange(shift))
+    left = np.zeros((times * period.rows, shift), np.int8)
+    left[:height - period.rows] = corner(sheet, height, shift)[period.rows:]
     left = left.reshape(times, period.rows, shift)[::-1, :p].transpose(1, 0, 2).reshape(p, -1)
     return lines_of_kinds(np.concatenate([left, right], axis=1), -times * shift)

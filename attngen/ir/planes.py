@@ -7,7 +7,7 @@ of a call's numbers is in it, so it is kept for other lengths, tiles and values 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -126,22 +126,45 @@ def sheet(proof: Proof, context: Context, known: Mapping[str, Array], plane: int
     out = Sheet(shape)
     done: dict[str, Sum] = {}
 
-    def number(key: str) -> Sum:
-        value = np.asarray(known[key])
+    def number(n: Node) -> Sum:
+        value = np.asarray(known[n.key])
         return Sum((value[plane] if value.ndim else value).item())
 
+    needed: dict[str, tuple[Node, ...]] = {}  # nodes, and which operands they are made of here
+    waiting = [proof.full, proof.some]
+    while waiting:
+        n = waiting.pop()
+        if n.key not in needed and n.key not in known:
+            needed[n.key] = _operands(n, lambda a: number(a).number if a.key in known else None)
+            waiting += needed[n.key]
     for n in proof.nodes:
-        if not proof.depends[n.key] & ~_PLANE:
+        if n.key not in needed:
+            continue
+        if len(needed[n.key]) < len(n.args):
+            (only,) = needed[n.key]
+            done[n.key] = done[only.key] if only.key in done else number(only)
             continue
         if not n.args:
             axis = n.attr("axis")
             done[n.key] = vector(leaves[n.op, axis], "row" if axis == "i" else "col")
             continue
-        args = [done[a.key] if a.key in done else number(a.key) for a in n.args]
+        args = [done[a.key] if a.key in done else number(a) for a in n.args]
         table = context.range(n.attr("name")) if n.op in TABLE_OPS else None
         if table is None and n.op not in SCALAR_OPS:
             raise VerifyError(f"{n.op} has no meaning in a proof about tiles")
         done[n.key] = out.apply(n.op, args, table=table)
-    full, some = (done[r.key] if r.key in done else number(r.key)
+    full, some = (done[r.key] if r.key in done else number(r)
                   for r in (proof.full, proof.some))
     return out.finish(full, some)
+
+
+def _operands(n: Node, value: Callable[[Node], Any]) -> tuple[Node, ...]:
+    """The operands of a node, or the one it comes down to, by what the plane's numbers decide."""
+    if n.op in ("and", "or"):
+        for a, b in (n.args, n.args[::-1]):
+            known = value(a)
+            if known is not None:
+                return (a,) if bool(known) == (n.op == "or") else (b,)
+    if n.op == "where" and (chosen := value(n.args[0])) is not None:
+        return (n.args[1] if chosen else n.args[2],)
+    return n.args

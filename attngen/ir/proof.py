@@ -67,10 +67,11 @@ class Prover:
 
     def _jointly(self, atoms: Iterable[Atom]) -> Node:
         conditions: list[Node] = []
+        still: list[Node] = []
         facts: dict[Linear, Facts] = {}
         for atom in atoms:
             if atom.kind == "if":
-                conditions.append(atom.condition)
+                still.append(atom.condition)
             else:
                 conditions += self._note(atom, facts)
         box = dict(self.box)
@@ -86,7 +87,8 @@ class Prover:
         conditions += [make("le", *box[a]) for a in box if box[a] != self.box[a]]
         for total, known in facts.items():
             conditions += self._left(extent, total, known)
-        return _join("and", conditions)
+        # What does not vary comes last, so that it settles the whole conjunction.
+        return _join("and", [*conditions, *still])
 
     def _extent(self, box: Box, wide: Extent | None = None) -> Extent:
         bounds = tuple(box.values())

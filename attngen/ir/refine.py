@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from .points import FULL, PARTIAL, Blocks, Points
-from .runs import Lines, joined, lines_of_kinds, lines_of_rectangles, runs_of_kinds
+from .runs import (
+    Lines,
+    joined,
+    kinds_of,
+    lines_of_kinds,
+    lines_of_rectangles,
+    runs_of_kinds,
+)
 from .sheet import Sheet
 from .tables import GridRange
 
@@ -45,6 +52,20 @@ def refine(sheet: Sheet) -> Lines:
         stripes.append(lines_of_rectangles(
             found, min(high * largest, height - top * largest)))
     return joined(stripes)
+
+
+def corner(sheet: Sheet, height: int, width: int) -> Array:
+    """int8 [height, width], the kinds of a sheet's first tiles."""
+    if height * width <= _FEW:
+        return Points(sheet).grid(np.arange(height), np.arange(width))
+    largest = _SIDE * _SIDE
+    levels = {size: Blocks(sheet, size) for size in (largest, _SIDE)}
+    high, wide = -(-height // largest), -(-width // largest)
+    rows, columns = (x.ravel() for x in np.mgrid[:high, :wide])
+    found = np.concatenate([np.zeros((0, 5), np.int32),
+                            *_look(Points(sheet), levels, largest, rows, columns)])
+    lines = lines_of_rectangles(found, high * largest)
+    return kinds_of(lines, wide * largest)[:height, :width]
 
 
 def _look(points: Points, levels: dict[int, Blocks], size: int, rows: Array, columns: Array

@@ -59,6 +59,15 @@ def lines_of_kinds(kinds: Array, first: int = 0) -> Lines:
     return Lines(ptr, (begin + first).astype(np.int32), (end + first).astype(np.int32), kind)
 
 
+def kinds_of(lines: Lines, width: int) -> Array:
+    """int8 [lines, width], 0 for places in no run."""
+    steps = np.zeros((lines.lines, width + 1), np.int8)
+    row = np.repeat(np.arange(lines.lines), np.diff(lines.ptr))
+    np.add.at(steps, (row, lines.begin), lines.kind)
+    np.subtract.at(steps, (row, lines.end), lines.kind)
+    return np.cumsum(steps[:, :-1], axis=1, dtype=np.int8)
+
+
 def runs_of_kinds(kinds: Array) -> tuple[Array, Array, Array, Array]:
     """(row, begin, end, kind) of the runs in int8 [rows, places], 0 for places in none."""
     width = kinds.shape[1]

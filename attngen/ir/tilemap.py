@@ -14,7 +14,7 @@ from .periodic import Period
 from .planes import Context, alike, numbers, proof_of, sheet
 from .points import FULL, PARTIAL
 from .regions import Region, parts
-from .runs import FAR, Lines, joined, lines_of
+from .runs import FAR, Lines, joined, kinds_of, lines_of
 
 Array = np.ndarray[Any, Any]
 
@@ -126,12 +126,7 @@ class TileMap:
 
     def dense(self) -> Array:
         """int8 [batch|1, heads|1, q_tiles, k_tiles]: 0 empty, 1 partial, 2 full."""
-        rows, runs = self.batch * self.heads * self.q_tiles, self._runs
-        steps = np.zeros((rows, self.k_tiles + 1), np.int8)
-        row = np.repeat(np.arange(rows), np.diff(runs.ptr))
-        np.add.at(steps, (row, runs.begin), runs.kind)
-        np.subtract.at(steps, (row, runs.end), runs.kind)
-        kinds = np.cumsum(steps[:, :-1], axis=1, dtype=np.int8)
+        kinds = kinds_of(self._runs, self.k_tiles)
         return kinds.reshape(self.batch, self.heads, self.q_tiles, self.k_tiles)
 
     def transposed(self) -> TileMap:
