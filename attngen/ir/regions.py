@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 # Rows, columns, and either the line that serves all rows, or lines and which of them each row has:
 # the first ones with a period, or by their numbers.
 Part = tuple[slice, slice, Lines | int, Period | Array]
+_FEW = 1 << 15  # tiles that are sooner decided one by one than their sheet is folded
 _GAIN = 4  # at least so many times fewer tiles
 ONE_LINE = {PARTIAL: 0, FULL: 1}  # of tiles of one kind
 _ALL_ROWS = Period(1, 0)
@@ -103,23 +104,25 @@ def _cut(sheet: Sheet, period: Period, rows: list[Band], columns: list[Band]
                 out.append((i, j, refine(part), Period(part.shape[0], 0)))
             elif kind:
                 out.append((i, j, ONE_LINE[kind], _ALL_ROWS))
-    return out + _between(sheet, rows, columns)
+    return out + _between(sheet, rows, columns, shared)
 
 
-def _between(sheet: Sheet, rows: list[Band], columns: list[Band]) -> list[Part]:
-    """The rows and columns that are in no even band, tile by tile."""
-    out: list[Part] = []
+def _between(sheet: Sheet, rows: list[Band], columns: list[Band], shared: dict[Any, Any]
+             ) -> list[Part]:
+    """The rows and columns that are in no even band."""
     points = Points(sheet)
-    height, width = sheet.shape
-    for i, even in rows:
-        if not even:
-            kinds = points.grid(np.arange(i.start, i.stop), np.arange(width))
-            out.append((i, slice(0, width), lines_of_kinds(kinds), Period(len(kinds), 0)))
-    for j, even in columns:
-        if not even:
-            kinds = points.grid(np.arange(height), np.arange(j.start, j.stop))
-            out += [(i, j, lines_of_kinds(kinds[i]), Period(i.stop - i.start, 0))
-                    for i, also in rows if also]
+    everything = slice(0, sheet.shape[1])
+    rest = [(i, everything) for i, even in rows if not even]
+    rest += [(i, j) for j, even in columns if not even for i, also in rows if also]
+    out: list[Part] = []
+    for i, j in rest:
+        height, width = i.stop - i.start, j.stop - j.start
+        if height * width <= _FEW:
+            found = lines_of_kinds(points.grid(np.arange(i.start, i.stop),
+                                               np.arange(j.start, j.stop)))
+        else:
+            found = refine(sheet.part(i, j, shared))
+        out.append((i, j, found, Period(height, 0)))
     return out
 
 
