@@ -39,6 +39,7 @@ class Prover:
     def __init__(self, box: Box, tables: bool, coarse: bool) -> None:
         self.box, self.tables, self.coarse = box, tables, coarse
         self._extents: dict[object, Extent] = {}
+        self._answers: dict[object, list[Node]] = {}
 
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
@@ -86,7 +87,10 @@ class Prover:
         extent = self._extent(box, wide)
         conditions += [make("le", *box[a]) for a in box if box[a] != self.box[a]]
         for total, known in facts.items():
-            conditions += self._left(extent, total, known)
+            asked = (extent, total, *(tuple(x) for x in vars(known).values()))
+            if asked not in self._answers:  # alternatives have most of their sums in common
+                self._answers[asked] = self._left(extent, total, known)
+            conditions += self._answers[asked]
         # What does not vary comes last, so that it settles the whole conjunction.
         return _join("and", [*conditions, *still])
 
