@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from commands import output, refusal
-from tile_masks import condition, document, kinds, visible
+from tile_masks import Tally, condition, kinds, visible
 
 import attngen as ag
 from attngen.errors import ShapeError
-from attngen.ir import refine
+from attngen.ir import periodic, refine, regions
 from attngen.ir.build import build_forward
-from attngen.ir.node import Node, const, gather, idx, make, param, walk
-from attngen.ir.tables import TableRange
+from attngen.ir.capture import Captures
+from attngen.ir.node import Node, const, idx, make, param, walk
 from attngen.ir.tilemap import TileMap, prove
 
 HEADS = 2
@@ -36,29 +36,36 @@ NAMED = {
 }
 
 
+BITS = np.random.default_rng(4)
+TABLES = {
+    "document": M.document(torch.arange(256) // 37),
+    "shuffled": M.document(BITS.permutation(8)[np.arange(256) // 32]),
+    "causal document": M.causal() & M.document(torch.arange(256) // 50),
+    "padding": M.padding(torch.arange(256)[None].repeat(1, 1) % 256 < 199),
+    "global": M.global_tokens(7) | M.sliding_window((20, 20)),
+    "global few": M.global_tokens([3, 77, 200]) | M.sliding_window((20, 20)),
+    "global many": M.global_tokens(range(0, 250, 25)) & M.causal(),
+    "tree": M.tree([i - 1 if i % 40 else -1 for i in range(256)]),
+    "block_sparse": M.block_sparse(BITS.random((16, 16)) < 0.3, 16),
+    "block_sparse by head": M.block_sparse(BITS.random((2, 9, 9)) < 0.5, 30),
+    "random_blocks": M.random_blocks(32, 1, seqlen=256, seed=3),
+    "from_dense": M.from_dense(np.kron(BITS.random((8, 8)) < 0.4, np.ones((32, 32), bool))),
+    "grid 1": M.neighborhood(250, 31), "grid 1, dilated": M.neighborhood(250, 31, 4),
+    "grid 2": M.neighborhood((8, 32), (3, 9)), "grid 3": M.neighborhood((8, 4, 8), 3),
+    "one each": M.per_head([M.causal(), M.sliding_window((9, 30))])}
+
+
 def mask_of(mask: Any = None, **fields: Any) -> Node:
     """What the graph of a spec calls visible."""
-    spec = ag.AttentionSpec(heads=HEADS, head_dim=64, mask=mask, **fields)
-    graph = build_forward(spec, "float32")
-    return next(n for n in walk(*graph.regions[0].roots) if n.op == "visible").args[0]
+    return captured(mask, **fields)[0]
 
 
-class Tally:
-    """How many of the truly empty and full tiles were found; errors are asserted at once."""
-
-    def __init__(self) -> None:
-        self.true, self.found = 0, 0
-
-    def add(self, proved: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], what: Any) -> None:
-        proved, truth = np.broadcast_arrays(proved, truth)
-        decided = proved != 1
-        assert np.array_equal(proved[decided], truth[decided]), what
-        self.true += int((truth != 1).sum())
-        self.found += int(decided.sum())
-
-    @property
-    def share(self) -> float:
-        return self.found / self.true
+def captured(mask: Any = None, **fields: Any) -> tuple[Node, dict[str, Any]]:
+    """``mask_of``, and the tensors it reads by name."""
+    spec, captures = ag.AttentionSpec(heads=HEADS, head_dim=64, mask=mask, **fields), Captures()
+    graph = build_forward(spec, "float32", captures)
+    node = next(n for n in walk(*graph.regions[0].roots) if n.op == "visible").args[0]
+    return node, {t.name: t.source.numpy() for t in captures.tables}
 
 
 def check_random(count: int, seed: int) -> Tally:
@@ -79,6 +86,14 @@ def check_random(count: int, seed: int) -> Tally:
 def rectangles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small maps are refined like large ones."""
     monkeypatch.setattr(refine, "_FEW", 0)
+    monkeypatch.setattr(refine, "_STRIPE", 64)
+
+
+@pytest.fixture
+def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What repeats is looked for in small maps, too."""
+    monkeypatch.setattr(periodic, "_GAIN", 0)
+    monkeypatch.setattr(regions, "_GAIN", 1)
 
 
 def test_random_masks_are_proved() -> None:
@@ -90,6 +105,17 @@ def test_random_masks_are_proved() -> None:
 @pytest.mark.usefixtures("rectangles")
 def test_random_masks_are_proved_by_rectangles() -> None:
     assert check_random(25, 13).share >= 0.95
+
+
+@pytest.mark.usefixtures("repeating")
+def test_random_masks_are_proved_where_they_repeat() -> None:
+    assert check_random(60, 15).share >= 0.95
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("repeating", "rectangles")
+def test_many_random_masks_are_proved_where_they_repeat() -> None:
+    assert check_random(600, 16).share >= 0.95
 
 
 @pytest.mark.full
@@ -108,20 +134,57 @@ CALLS = ((256, 256, (16, 16), 0, 0), (200, 250, (16, 32), 50, 0), (120, 77, (32,
 
 
 def check_named(name: str, tally: Tally, calls: Any = CALLS) -> None:
-    mask = mask_of(NAMED[name])
+    mask, tables = captured((NAMED | TABLES)[name])
     for seqlen_q, keys, block, q_offset, kv_offset in calls:
         params = {"q_offset": q_offset, "kv_offset": kv_offset, "kv_len": keys}
-        seen = visible(mask, seqlen_q, -(-keys // block[1]) * block[1], HEADS, params)
-        tiles = prove(mask, seqlen_q, keys, block, params, heads=HEADS)
+        seen = visible(mask, seqlen_q, -(-keys // block[1]) * block[1], HEADS, params,
+                       tables)
+        tiles = prove(mask, seqlen_q, keys, block, params, tables, heads=HEADS)
         tally.add(tiles.dense(), kinds(seen, block), name)
 
 
 def test_named_masks_are_proved() -> None:
     tally = Tally()
-    for name in NAMED:
+    for name in NAMED | TABLES:
         check_named(name, tally)
-    assert tally.true > 8000
+    assert tally.true > 16000
     assert tally.share >= 0.99
+
+
+@pytest.mark.usefixtures("repeating")
+@pytest.mark.parametrize("more", [False, True])
+def test_named_masks_are_proved_where_they_repeat(more: bool, monkeypatch: Any) -> None:
+    if more:  # and blocks are decided between
+        monkeypatch.setattr(refine, "_FEW", 0)
+    tally = Tally()
+    for name in NAMED | TABLES:
+        check_named(name, tally, CALLS[:4])
+    assert tally.share >= 0.99
+
+
+@pytest.mark.parametrize("length", [4096, 4000])
+def test_long_maps_are_what_their_tiles_say(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept by rows that repeat, or decided block by block, against all tiles one by one."""
+    params = {"q_offset": 0, "kv_offset": 0, "kv_len": length}
+    fewer = 0
+    for name in NAMED | TABLES:
+        mask, tables = captured((NAMED | TABLES)[name])
+        for block in ((16, 16), (32, 16)):
+            tiles = prove(mask, length, length, block, params, tables, heads=HEADS)
+            with monkeypatch.context() as slow:
+                slow.setattr(refine, "_FEW", 10**9)
+                slow.setattr(periodic, "_GAIN", 10**9)
+                slow.setattr(regions, "_GAIN", 10**9)
+                plain = prove(mask, length, length, block, params, tables, heads=HEADS)
+            dense = plain.dense()
+            assert np.array_equal(tiles.dense(), dense), (name, block)
+            assert (tiles.visited, tiles.full) == ((dense > 0).sum(), (dense == 2).sum())
+            assert np.array_equal(tiles.transposed().dense(), dense.swapaxes(2, 3)), (name, block)
+            for x, y in zip(tiles._runs, plain._runs, strict=True):
+                assert np.array_equal(x, y), (name, block)
+            assert tiles.row(77, head=1) == plain.row(77, head=1)
+            fewer += tiles.stored < plain.stored
+    assert fewer > 30
 
 
 @pytest.mark.usefixtures("rectangles")
@@ -130,65 +193,6 @@ def test_named_masks_are_proved_by_rectangles() -> None:
     for name in NAMED:
         check_named(name, tally, CALLS[:1])
     assert tally.share >= 0.99
-
-
-# -- captured tensors ---------------------------------------------------------------------------
-
-
-def test_table_ranges_hold_every_entry() -> None:
-    rng, tight = np.random.default_rng(2), 0
-    for length in (0, 1, 63, 64, 65, 1000):
-        table = rng.integers(-50, 50, (3, length))
-        known = TableRange(table)
-        row = rng.integers(-1, 4, 200)
-        low = rng.integers(-20, length + 20, 200)
-        high = low + rng.integers(0, 300, 200)
-        least, greatest = (known.bound(op, [row], low, high) for op in ("table_min", "table_max"))
-        for r, x, y, a, b in zip(row, low, high, least, greatest, strict=True):
-            inside = table[r, max(x, 0):max(y + 1, 0)] if 0 <= r < 3 else table[0, :0]
-            values = inside if len(inside) == y + 1 - x else np.append(inside, 0)
-            assert a <= values.min() and b >= values.max()
-            tight += bool(a == values.min() and b == values.max())
-    assert tight > 400
-
-
-@pytest.mark.parametrize("order", ["sorted", "shuffled", "per batch"])
-def test_documents_are_proved(order: str) -> None:
-    rng, length = np.random.default_rng(3), 1024
-    ids = np.sort(rng.integers(0, 6, (2, length)), axis=-1)
-    if order == "shuffled":
-        ids = np.repeat(rng.permutation(16), 64)[None].repeat(2, 0)
-    mask = document()
-    tables, batch = {"ids": ids[0]}, 1
-    if order == "per batch":
-        mask = make("eq", *(gather("ids", [idx("b"), idx(axis)], "int32") for axis in "ij"))
-        tables, batch = {"ids": ids}, 2
-    tally = Tally()
-    for m in (64, 128):
-        seen = visible(mask, length, length, HEADS, {}, tables, batch)
-        tiles = prove(mask, length, length, (m, m), {}, tables, batch=batch, heads=HEADS)
-        assert tiles.dense().shape == (batch, 1, length // m, length // m)
-        tally.add(tiles.dense(), kinds(seen, (m, m)), order)
-    assert tally.true > 60 and tally.share >= (0.95 if order != "shuffled" else 0.8)
-
-
-def test_random_tables_are_never_mistaken() -> None:
-    rng, tally = np.random.default_rng(5), Tally()
-    for _ in range(40):
-        length = int(rng.integers(100, 400))
-        tables = {"t": rng.integers(-3, 4, length).cumsum(), "f": np.arange(length) % 130 < 90}
-        i, j = (make("add", idx(a), const(int(rng.integers(-9, 9)))) for a in "ij")
-        t_i, t_j = (gather("t", [x], "int64") for x in (i, j))
-        parts = [make("le", t_i, make("add", t_j, param("n"))), make("lt", j, t_i),
-                 gather("f", [j], "bool"), make("eq", t_i, t_j), make("le", j, i),
-                 make("not", gather("f", [make("floordiv", i, const(2))], "bool"))]
-        a, b, c = (parts[k] for k in rng.permutation(6)[:3])
-        mask = make("or", make("and", a, b), make("not", c)) if rng.integers(2) else make(
-            "and", make("or", a, make("not", b)), c)
-        seen = visible(mask, length, -(-length // 32) * 32, HEADS, {"n": 4}, tables)
-        tiles = prove(mask, length, length, (32, 32), {"n": 4}, tables, heads=HEADS)
-        tally.add(tiles.dense(), kinds(seen, (32, 32)), mask)
-    assert tally.found > 500
 
 
 # -- the map ------------------------------------------------------------------------------------
@@ -270,6 +274,40 @@ def test_command_draws_tiles() -> None:
     assert "one character is 13 x 13 tiles" in long[1] and max(map(len, long[2:])) <= 64
     assert "--tiles: '1,2,3'" in refusal("show", "--heads", "2", "--head-dim", "16", "--tiles",
                                          "1,2,3")
+
+
+def test_divisors_of_a_call_are_proved() -> None:
+    rng, tally = np.random.default_rng(7), Tally()
+    for op in ("floordiv", "mod"):
+        for n in (5, 16, 40, -7, -30, 1, -1):
+            i, j = (make(op, make("add", idx(a), const(int(rng.integers(-9, 9)))), param("n"))
+                    for a in "ij")
+            mask = make(("le", "eq", "lt")[rng.integers(3)], i, make("add", j, const(
+                int(rng.integers(-2, 3)))))
+            for also in (mask, make("and", mask, make("le", idx("j"), idx("i")))):
+                seen = visible(also, 200, 208, 1, {"n": n})
+                tiles = prove(also, 200, 200, (16, 16), {"n": n})
+                tally.add(tiles.dense(), kinds(seen, (16, 16)), also)
+    assert tally.share > 0.9 and tally.true > 2000
+
+
+def test_numbers_past_32_bits_are_not_cut_off() -> None:
+    rng, tally = np.random.default_rng(6), Tally()
+    i, j = idx("i"), idx("j")
+    for _ in range(30):
+        a, b, m, n = (int(x) for x in rng.integers(1, 2**30, 4))
+        product = make("mul", make("mod", make("add", i, j), const(40)),
+                       make("floordiv", make("sub", i, j), const(3)))
+        sides = [make("mul", make("mod", make("add", i, j), const(24)), const(a)),
+                 make("sub", make("mul", i, const(b)), make("mul", j, const(m))),
+                 make("mul", product, const(n)), param("n")]
+        left, right = (sides[k] for k in rng.permutation(4)[:2])
+        mask = make("lt", left, make("add", right, const(int(rng.integers(-2**30, 2**30)))))
+        with np.errstate(over="ignore"):
+            wide = visible(mask, 96, 96, 1, {"n": np.int64(n)})
+        tiles = prove(mask, 96, 96, (8, 8), {"n": n})
+        tally.add(tiles.dense(), kinds(wide, (8, 8)), mask)
+    assert tally.found > 200
 
 
 def test_what_cancels_is_decided() -> None:

@@ -17,7 +17,7 @@ from attngen import masks, reference
 from attngen.compiler import Options, lower
 from attngen.describe import lengths
 from attngen.ir.cost import KernelCost, predict
-from attngen.ir.tables import bound, summary
+from attngen.ir.summary import bound, summary
 from attngen.runtime.summary import per_64
 
 N = 420

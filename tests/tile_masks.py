@@ -13,6 +13,24 @@ from attngen.ir.ops import SCALAR_OPS
 Array = np.ndarray[Any, Any]
 
 
+class Tally:
+    """How many of the truly empty and full tiles were found; errors are asserted at once."""
+
+    def __init__(self) -> None:
+        self.true, self.found = 0, 0
+
+    def add(self, proved: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], what: Any) -> None:
+        proved, truth = np.broadcast_arrays(proved, truth)
+        decided = proved != 1
+        assert np.array_equal(proved[decided], truth[decided]), what
+        self.true += int((truth != 1).sum())
+        self.found += int(decided.sum())
+
+    @property
+    def share(self) -> float:
+        return self.found / self.true
+
+
 def number(rng: np.random.Generator, depth: int) -> Node:
     """Index arithmetic over i, j, h, a parameter and constants."""
     if depth == 0:

@@ -19,7 +19,7 @@ from .graph import Graph
 from .node import Node, walk
 from .ops import PROOF_OPS, SCALAR_OPS
 from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, Tensor, statements
-from .tables import bound, summary
+from .summary import bound, summary
 
 Array = np.ndarray[Any, Any]
 _AT_ONCE = 1 << 20  # tiles looked at together

@@ -38,7 +38,7 @@ from .stmt import (
     Value,
     Wait,
 )
-from .tables import bound, summary
+from .summary import bound, summary
 
 Array = np.ndarray[Any, Any]
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}

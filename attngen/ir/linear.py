@@ -8,14 +8,38 @@ a comparison cancel here, which plain interval arithmetic cannot do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal
 
 from .node import Node, const, make, walk
 from .ops import FLOATS, PROOF_OPS
+from .summary import FAR
 
 Bound = Node | None
+# How entries of captured tensors are bounded: not; by what a kernel looks up for a tile; by what a
+# tile map can look up for all tiles at once (ranges of two dimensions, hashes of entries).
+Tables = Literal["", "kernel", "map"]
 Box = dict[str, tuple[Node, Node]]  # axis -> least and greatest index
-_SMALL = 1024  # factors of a table's bounds that cannot overflow (see tables.UNKNOWN)
+_SMALL = 1024  # factors of a table's bounds that cannot overflow, as UNKNOWN is the greatest
+
+
+# Sums met in the proof under way, and what they are as expressions: most are met many times.
+_sums_met: ContextVar[dict[Node, Linear] | None] = ContextVar("attngen_sums", default=None)
+_nodes_made: ContextVar[dict[Linear, Node] | None] = ContextVar("attngen_sum_nodes", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Inside, no sum is taken apart or put together twice."""
+    tokens = _sums_met.set({}), _nodes_made.set({})
+    try:
+        yield
+    finally:
+        _sums_met.reset(tokens[0])
+        _nodes_made.reset(tokens[1])
 
 
 def varies(n: Node, box: Box) -> bool:
@@ -48,6 +72,16 @@ class Linear:
 
     def node(self) -> Node:
         """The sum as an expression."""
+        if len(self.terms) == 1 and self.terms[0][1] == 1 and not self.constant:
+            return self.terms[0][0]
+        made = _nodes_made.get()
+        if made is None:
+            return self._node()
+        if self not in made:
+            made[self] = self._node()
+        return made[self]
+
+    def _node(self) -> Node:
         out: Node | None = None
         for n, c in sorted(self.terms, key=lambda t: t[1] < 0):  # positive terms first
             out = _accumulate(out, n, c)
@@ -78,6 +112,19 @@ def plus(a: Linear, b: Linear) -> Linear:
 
 def linear(root: Node) -> Linear:
     """A whole-number expression as a sum."""
+    met = _sums_met.get()
+    if met is None:
+        return _linear(root)
+    if root not in met:
+        met[root] = _linear(root)
+    return met[root]
+
+
+def _linear(root: Node) -> Linear:
+    if (inside := _addends(root)) is None:
+        return Linear(((root, 1),))
+    if not inside:
+        return Linear((), int(root.attr("value")))
     waiting = {root: 1}
     terms: dict[Node, int] = {}
     constant = 0
@@ -132,11 +179,12 @@ def _whole(n: Node) -> bool:
 class Extent:
     """Least and greatest values inside a box; None is "unbounded as far as we can tell".
 
-    With ``tables`` elements of captured tensors are bounded by ``table_min`` and ``table_max``.
+    With ``tables`` elements of captured tensors are bounded by ``table_min`` and ``table_max``, in
+    the box of ``wide`` where that is given; how far depends on who will look them up.
     """
 
-    def __init__(self, box: Box, tables: bool = False) -> None:
-        self.box, self.tables = box, tables
+    def __init__(self, box: Box, tables: Tables = "", wide: Extent | None = None) -> None:
+        self.box, self.tables, self.wide = box, tables, wide
         self._known: dict[str, tuple[Bound, Bound]] = {}
 
     def of(self, n: Node) -> tuple[Bound, Bound]:
@@ -156,7 +204,8 @@ class Extent:
         high: Linear | None = still
         for n, c in moving.terms:
             least, greatest = self.of(n) if c > 0 else self.of(n)[::-1]
-            if abs(c) > _SMALL and _reads_tables(least, greatest):
+            if ((abs(c) > _SMALL or abs(total.constant) > FAR)
+                    and _reads_tables(least, greatest)):
                 return None, None
             low = None if low is None or least is None else plus(low, linear(least).scaled(c))
             high = (None if high is None or greatest is None
@@ -185,15 +234,31 @@ class Extent:
                 return _both(n.op, low, n.args[1]), _both(n.op, high, n.args[1])
             case "mod" if n.args[1].is_const and n.args[1].attr("value"):
                 return _remainder(*self.of(n.args[0]), n.args[1].attr("value"))
+            case "floordiv" | "mod" if self.tables == "map" and not varies(n.args[1], self.box):
+                return self._by_number(n)
             case "bitand" if n.args[1].is_const and n.args[1].attr("value") >= 0:
                 return const(0), n.args[1]
             case "cast" if n.args[0].dtype == "bool":
                 return const(0), const(1)
             case "gather" if self.tables:
                 return self._element(n)
-            case "table_min" | "table_max":
-                return self._element(n)
         return None, None
+
+    def _by_number(self, n: Node) -> tuple[Bound, Bound]:
+        """A quotient or remainder by a number known at run time, of either sign. Not in kernels,
+        which must not divide by what may be 0 where the mask does not."""
+        low, high = self.of(n.args[0])
+        if low is None or high is None:
+            return None, None
+        m = n.args[1]
+        ends = make("floordiv", low, m), make("floordiv", high, m)
+        if n.op == "floordiv":
+            return make("min", *ends), make("max", *ends)
+        least = make("min", make("add", m, const(1)), const(0))
+        greatest = make("max", make("sub", m, const(1)), const(0))
+        same = make("eq", *ends)
+        return (make("where", same, make("mod", low, m), least),
+                make("where", same, make("mod", high, m), greatest))
 
     def _product(self, n: Node) -> tuple[Bound, Bound]:
         """Least and greatest of the four corners."""
@@ -209,16 +274,29 @@ class Extent:
         return (const(0) if same else low), high
 
     def _element(self, n: Node) -> tuple[Bound, Bound]:
-        """gather(t, …, x) → table_min(t, …, low(x), high(x)), table_max(…); of a range of ranges
-        likewise, from the first beginning to the last end."""
-        begin, end = (n.args[-1], n.args[-1]) if n.op == "gather" else n.args[-2:]
-        rest = n.args[:len(n.args) - (1 if n.op == "gather" else 2)]
-        low, high = self.of(begin)[0], self.of(end)[1]
-        if low is None or high is None or any(varies(a, self.box) for a in rest):
+        """gather(t, …, x) → table_min(t, …, low(x), high(x)), table_max(…); with the last two
+        indices likewise where both vary."""
+        if self.wide is not None:
+            return self.wide.of(n)
+        first = next(k for k, a in enumerate(n.args) if varies(a, self.box))
+        if len(n.args) - first > (2 if self.tables == "map" else 1):
             return None, None
-        name = n.attr("name")
-        return tuple(make(op, *rest, low, high, name=name, dtype="int64")  # type: ignore[return-value]
+        ends: list[Node] = []
+        for low, high in map(self.of, n.args[first:]):
+            if low is None or high is None:
+                return None, None
+            ends += [low, high]
+        low, high = (make(op, *n.args[:first], *ends, name=n.attr("name"), dtype="int64")
                      for op in ("table_min", "table_max"))
+        return low, high
+
+    def bits(self, n: Node) -> Bound:
+        """gather(t, …, x) → table_bits(t, …, low(x), high(x)): a bit for each entry's hash."""
+        extent = self.wide or self
+        low, high = extent.of(n.args[-1])
+        if low is None or high is None or any(varies(a, self.box) for a in n.args[:-1]):
+            return None
+        return make("table_bits", *n.args[:-1], low, high, name=n.attr("name"), dtype="int64")
 
 
 def _reads_tables(*bounds: Bound) -> bool:

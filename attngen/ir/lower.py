@@ -41,7 +41,7 @@ from .stmt import (
     tile_axes,
 )
 from .stream import rescale_factor
-from .tables import summarised, summary_of
+from .summary import summarised, summary_of
 from .visits import visits
 
 _LARGE = 12  # an expression of more terms than this, used twice, is computed once

@@ -38,7 +38,8 @@ _KERNELS = frozenset("""
     rows schedule shared_base shfl_xor shuffle simd slots start step stride strips suffix
     swizzle sync_fn table_max table_min taken threads tile tiles to transpose u32 unroll upper
     vector_bytes vector_registers vector_width vectors visible whole_blocks whole_vectors width
-    within word work work_worth_waking Bits Blocking Eight Element From IndexFault ArithmeticFault Layout
+    within word work work_worth_waking Bits Blocking Eight Element From IndexFault
+    ArithmeticFault Layout
     Location Mma Order Params Runtime Tile To Type Vector
     """.split())
 

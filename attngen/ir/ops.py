@@ -135,6 +135,7 @@ TENSOR_OPS: dict[str, OpInfo] = dict([
 PROOF_OPS: dict[str, OpInfo] = dict([
     _row("table_min", -1, "attr", group="proof", cheap=False),
     _row("table_max", -1, "attr", group="proof", cheap=False),
+    _row("table_bits", -1, "attr", group="proof", cheap=False),  # which entries there are, hashed
 ])
 
 OPS: dict[str, OpInfo] = {**SCALAR_OPS, **LEAF_OPS, **TENSOR_OPS, **PROOF_OPS}

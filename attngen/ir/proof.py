@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import gcd
 
 from .cases import Atom, Formula, Normal, cases, count
-from .linear import Box, Extent, Linear, linear, plus
+from .linear import Box, Extent, Linear, Tables, linear, plus, remembering
 from .node import Node, const, make, walk
 
 _FAR = 2**30  # positions are smaller; bounds beyond are not computed with
@@ -36,14 +36,16 @@ class Facts:
 class Prover:
     """Asks over one box. ``tables`` and ``coarse`` as for ``interval.certainty``."""
 
-    def __init__(self, box: Box, tables: bool, coarse: bool) -> None:
+    def __init__(self, box: Box, tables: Tables, coarse: bool) -> None:
         self.box, self.tables, self.coarse = box, tables, coarse
-        self._extents: dict[tuple[tuple[Node, Node], ...], Extent] = {}
+        self._extents: dict[object, Extent] = {}
+        self._answers: dict[object, list[Node]] = {}
 
     def sometimes(self, n: Node, positive: bool) -> Node:
         """A condition that is true where ``n`` (its opposite unless ``positive``) may hold
         somewhere in the box."""
-        return self._possible(Normal(self.box).formula(n, positive))
+        with remembering():
+            return self._possible(Normal(self.box).formula(n, positive))
 
     def _possible(self, f: Formula | Atom) -> Node:
         known = cases(f)
@@ -66,22 +68,40 @@ class Prover:
 
     def _jointly(self, atoms: Iterable[Atom]) -> Node:
         conditions: list[Node] = []
+        still: list[Node] = []
         facts: dict[Linear, Facts] = {}
         for atom in atoms:
             if atom.kind == "if":
-                conditions.append(atom.condition)
+                still.append(atom.condition)
             else:
                 conditions += self._note(atom, facts)
         box = dict(self.box)
-        for shape in (_is_index, _is_difference):
-            for total, known in facts.items():
-                if shape(total) and (shape is _is_index or len(facts) > 1):
-                    _shrink(box, total, known)
-        extent = self._extents.setdefault(tuple(box.values()), Extent(box, self.tables))
+        for total, known in facts.items():
+            if _is_index(total):
+                _shrink(box, total, known)
+        # Ranges of tables depend on one index each, so that they are looked up once for each.
+        wide = self._extent(box)
+        for total, known in facts.items():
+            if _is_difference(total) and len(facts) > 1:
+                _shrink(box, total, known)
+        extent = self._extent(box, wide)
         conditions += [make("le", *box[a]) for a in box if box[a] != self.box[a]]
         for total, known in facts.items():
-            conditions += self._left(extent, total, known)
-        return _join("and", conditions)
+            asked = (extent, total, *(tuple(x) for x in vars(known).values()))
+            if asked not in self._answers:  # alternatives have most of their sums in common
+                self._answers[asked] = self._left(extent, total, known)
+            conditions += self._answers[asked]
+        # What does not vary comes last, so that it settles the whole conjunction.
+        return _join("and", [*conditions, *still])
+
+    def _extent(self, box: Box, wide: Extent | None = None) -> Extent:
+        bounds = tuple(box.values())
+        if wide is not None and bounds == tuple(wide.box.values()):
+            return wide
+        key = bounds, wide and tuple(wide.box.values())
+        if key not in self._extents:
+            self._extents[key] = Extent(dict(box), self.tables, wide)
+        return self._extents[key]
 
     def _note(self, atom: Atom, facts: dict[Linear, Facts]) -> list[Node]:
         """Enter a comparison under the sum it bounds; conditions that do not vary come back."""
@@ -174,6 +194,11 @@ class Prover:
         if low is None or high is None:
             return []
         out = [make("le", low, high)] if known.lows or known.highs else []
+        if self.tables == "map" and _is_same_entry(total) and const(0) in known.lows \
+                and const(0) in known.highs:
+            bits = [extent.bits(n) for n, _ in total.terms]
+            if bits[0] is not None and bits[1] is not None:
+                out.append(make("ne", make("bitand", bits[0], bits[1]), const(0)))
         for value in known.excluded:
             out.append(make("or", make("ne", low, value), make("ne", high, value)))
         for sign, shift, m, least, greatest in known.remainders:
@@ -228,6 +253,12 @@ def _is_index(total: Linear) -> bool:
 
 def _is_difference(total: Linear) -> bool:
     return len(total.terms) == 2 and all(n.op == "idx" and abs(c) == 1 for n, c in total.terms)
+
+
+def _is_same_entry(total: Linear) -> bool:
+    """t[x] − u[y], of tables of whole numbers"""
+    return [c for _, c in total.terms] in ([1, -1], [-1, 1]) and all(
+        n.op == "gather" and n.dtype in ("int32", "int64") for n, _ in total.terms)
 
 
 def _shrink(box: Box, total: Linear, known: Facts) -> None:

@@ -32,7 +32,7 @@ from .stmt import (
     tile_axes,
     writes,
 )
-from .tables import summarised, summary_of
+from .summary import summarised, summary_of
 from .verify_placed import BYTES, check_placement
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)

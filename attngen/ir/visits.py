@@ -33,9 +33,9 @@ def visits(bounds: Bounds, axis: str, keep: str, all_tiles: bool = False) -> Vis
     """
     if bounds.rest is None or axis not in bounds.rest.axes:
         return Visits(None, None, True)
-    always, sometimes = certainty(bounds.rest, keep, axis, tables=True)
+    always, sometimes = certainty(bounds.rest, keep, axis, tables="kernel")
     if all_tiles or sometimes is None:
         visible = None
     else:  # together with the bounds it may exclude more
-        _, visible = certainty(bounds.predicate(axis), keep, axis, tables=True)
+        _, visible = certainty(bounds.predicate(axis), keep, axis, tables="kernel")
     return Visits(visible, always, always is not None)
