@@ -150,6 +150,8 @@ def _mma(kind: str, exact: bool) -> Primitive:
 
 
 _SHFL = "for (int n = 0; n < 5; ++n) y[n] = word(shfl_xor(real(x[0]), 1 << n));"
+_VOTE = ("y[0] = ballot((x[0] & 1u) != 0u); y[1] = ballot(x[0] % 3u == u32(round) % 3u); "
+         "y[2] = static_cast<u32>(lowest_bit(x[0] | 1u << 31));")
 _COPY = ("cp_async_16(base + 16 * thread_id(), from, (lane * 3 + round) % 17); cp_async_commit(); "
          "cp_async_wait<0>(); sync_block(); lds_b128(y, base + 16 * (thread_id() ^ 33)); "
          "sync_block();")
@@ -215,6 +217,7 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     _ldmatrix("x4", 4), _ldmatrix("x4_trans", 4), _ldmatrix("x2", 2), _ldmatrix("x2_trans", 2),
     _mma("bf16", True), _mma("f16", True), _mma("bf16", False), _mma("f16", False),
     Primitive("shfl_xor", 1, 5, _SHFL, _bits),
+    Primitive("ballot", 1, 3, _VOTE, _bits),
     Primitive("cp_async_16", 4, 4, _COPY, _bits, shared=1024, threads=64),
     Primitive("load_global_b128", 4, 4, "load_global_b128(y, from);", _bits),
     Primitive("store_global_b128", 4, 4, "store_global_b128(to, x); load_global_b128(y, to);",
@@ -276,11 +279,11 @@ def emulated(primitive: Primitive, given: Words, seed: int = 0) -> Words:
     from attngen.runtime import emulator
 
     given, out = np.ascontiguousarray(given), outputs(primitive)
+    regions = [emulator.Region("in", given.ctypes.data, given.nbytes, False),
+               emulator.Region("out", out.ctypes.data, out.nbytes, True)]
     emulator.load(text()).launch(
         f"check_{primitive.name}", primitive.grid, primitive.threads, primitive.shared,
-        params(primitive, given.ctypes.data, out.ctypes.data),
-        [emulator.Region("in", given.ctypes.data, given.nbytes, False),
-         emulator.Region("out", out.ctypes.data, out.nbytes, True)], seed=seed)
+        params(primitive, *emulator.pointers(regions)), regions, seed=seed)
     return out
 
 

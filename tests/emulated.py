@@ -41,7 +41,9 @@ def launch(module: EmulatedModule, entry: str, values: Mapping[str, Any], *,
     """Launch with ``values`` as Params; the arrays named in ``writes`` may be written."""
     regions = [Region(name, v.ctypes.data, v.nbytes, name in writes)
                for name, v in values.items() if isinstance(v, np.ndarray)]
-    return module.launch(entry, grid, threads, shared, pack(values), regions, **options)
+    address = dict(zip((r.name for r in regions), emulator.pointers(regions), strict=True))
+    packed = pack({**values, **address}, address)
+    return module.launch(entry, grid, threads, shared, packed, regions, **options)
 
 
 def run(kernel: str, values: Mapping[str, Any], entry: str = "test", **options: Any) -> Counters:

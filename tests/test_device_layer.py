@@ -102,6 +102,7 @@ template <typename T> DEVICE_FN float use_all(const Params& p) {
     lds_f32x4(d, mine + 16);
     float x = lds_f32(mine) + static_cast<float>(lds_b32(mine + 4)) + d[0] + d[1] + d[2] + d[3];
     x += static_cast<float>(lds_b16(mine + 8)) + static_cast<float>(warp_id() + block_y());
+    x += static_cast<float>(lowest_bit(ballot(x > 0.0f) | 1u));
     x += shfl_xor(x, 1) + static_cast<float>(recompute(p.n) + block_x() + block_z());
     x = max_f32(x, NEG_INF) + min_f32(x, 1.0f) + exp2_f32(x) + exp_f32(x) + log_f32(x);
     x += log2_f32(x) + fast_log2(x) + tanh_f32(x) + sqrt_f32(x) + recip0_f32(x) + sigmoid_f32(x);

@@ -160,18 +160,26 @@ KERNEL(128, 1) test(const __grid_constant__ Params p) {
     store_global(p.out + 128 + thread, static_cast<float>(warp_id() * 100 + lane_id()));
     store_global(p.out + 256 + thread,
                  static_cast<float>(block_x() * 10000 + block_y() * 100 + block_z()));
+    const u32 votes = ballot(lane_id() % 5 == warp_id());
+    store_global(p.out + 384 + thread, static_cast<float>(votes >> 16) + 0.5f);
+    store_global(p.out + 512 + thread, static_cast<float>(lowest_bit(votes & ~31u)));
 }
 """
 
 
 @pytest.mark.parametrize("mask", [1, 2, 7, 16, 31])
 def test_threads_know_themselves_and_their_neighbours(mask: int) -> None:
-    out = np.full((3, 128), np.nan, np.float32)
+    out = np.full((5, 128), np.nan, np.float32)
     launch(emulator.load(complete(WARP)), "test", {"out": out, "mask": mask}, threads=128)
     threads = np.arange(128)
     assert np.array_equal(out[0], threads ^ mask)
     assert np.array_equal(out[1], threads // 32 * 100 + threads % 32)
     assert not out[2].any()
+    for warp in range(4):  # bit n of a vote is lane n's, the same for every lane
+        bits = [lane % 5 == warp for lane in range(32)]
+        assert (out[3, 32 * warp:][:32] == sum(2**(n - 16) for n in range(16, 32) if bits[n]) + 0.5
+                ).all()
+        assert (out[4, 32 * warp:][:32] == bits.index(True, 5)).all()
 
 
 def test_every_block_runs_once() -> None:

@@ -11,7 +11,7 @@ import pytest
 from emulated import KERNELS, complete, from_file, launch
 
 from attngen import errors
-from attngen.errors import EmulatorError
+from attngen.errors import EmulatorError, OutOfBoundsError
 from attngen.runtime import cxx, emulator
 from attngen.runtime.emulator import Counters, EmulatedModule
 
@@ -142,3 +142,13 @@ KERNEL(32, 1) test(const __grid_constant__ Params p) {
     out = np.zeros(32, np.float32)
     with pytest.raises(errors.OutOfBoundsError, match="overflow the stack"):
         launch(emulator.load(complete(kernel)), "test", {"out": out, "n": 0})
+
+
+def test_an_index_never_leads_from_one_tensor_into_another() -> None:
+    """As with two tensors cut from one piece of memory: right after ``in`` lies ``out``."""
+    memory = np.zeros(8192 + 1024 + 16, np.uint8)
+    memory = memory[-memory.ctypes.data % 16:][:8192 + 1024]
+    values = {"in": memory[:8192].view(np.uint16), "out": memory[8192:].view(np.float32), "n": 0}
+    with pytest.raises(OutOfBoundsError, match="outside in, by a pointer to it") as caught:
+        launch(faults(), "copy_source", values, threads=32, shared=2048)
+    assert re.search(r"at in \+8\d\d\d, in has 8192 bytes", str(caught.value))

@@ -3,6 +3,7 @@ every pair of positions."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,3 +162,13 @@ def test_bounds_of_ranges_hold_every_entry() -> None:
         assert least[n] <= min(inside) and max(inside) <= greatest[n]
         tight += int(least[n] == min(inside) and greatest[n] == max(inside))
     assert tight > 1000
+
+
+def test_full_tiles_look_nothing_up() -> None:
+    """Which document a key belongs to matters on partial tiles only; each lane asks about one."""
+    ids = torch.arange(512) // 100
+    spec = ag.AttentionSpec(heads=1, head_dim=64, mask=masks.document(ids))
+    for target in ("sm_80", "cpu"):
+        text = ag.compile(spec, target).source()
+        assert len(re.findall(r"// ids_\d+.j.*\n +if \(partial\) {", text)) == 1, target
+    assert "ballot(mine < n_end && j_visible(mine))" in ag.compile(spec, "sm_80").source()

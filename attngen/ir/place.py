@@ -19,7 +19,7 @@ from .node import substitute, value, walk
 from .registers import registers
 from .ring import ring, ring_operands
 from .schedule import Limits
-from .sink import sink_partial
+from .sink import sink_partial, skip_on_full
 from .stmt import (
     Barrier,
     Copy,
@@ -52,6 +52,7 @@ def place(graph: Graph, limits: Limits) -> Graph:
 
 def _place(kernel: Kernel, limits: Limits) -> Kernel:
     engine = kernel.schedule.engine
+    kernel = skip_on_full(kernel)
     if engine == "cpu":
         return replace(_cpu(kernel), stage="placed")
     kernel = _separate_uses(sink_partial(kernel))

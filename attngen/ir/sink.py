@@ -5,7 +5,12 @@
     Loop: …; Map partial j_end = min(limit, i + 1); Map partial s = where(j < j_end, s, −inf)
 
 Most tiles are full and the main loop has no register to spare, while a few integer operations per
-row of a boundary tile cost nothing.
+row of a boundary tile cost nothing. What a loop computes for partial tiles only is skipped on full
+ones:
+
+    Map ids_j = gather(ids, j);  Map partial s = where(ids_i == ids_j, s, −inf)
+  →
+    Map partial ids_j = gather(ids, j);  Map partial s = where(ids_i == ids_j, s, −inf)
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ from .stmt import Kernel, Loop, Map, Stmt, reads, statements
 
 def sink_partial(kernel: Kernel) -> Kernel:
     """Move cheap per-row maps that only partial maps read to where they are read."""
-    moved = [s for s in kernel.body if isinstance(s, Map) and _only_for_partial(kernel, s)]
+    moved = [s for s in kernel.body if isinstance(s, Map) and s.axes == (kernel.keep,)
+             and all(is_cheap(e) for e in s.exprs) and _only_for_partial(kernel, s)]
     body: list[Stmt] = []
     for stmt in kernel.body:
         if isinstance(stmt, Loop):
@@ -28,11 +34,26 @@ def sink_partial(kernel: Kernel) -> Kernel:
     return replace(kernel, body=tuple(body))
 
 
+def skip_on_full(kernel: Kernel) -> Kernel:
+    """Mark the maps inside of loops that only partial maps read as partial."""
+    while True:
+        body = tuple(replace(s, body=tuple(_marked(kernel, t) for t in s.body))
+                     if isinstance(s, Loop) else s for s in kernel.body)
+        if body == kernel.body:
+            return kernel
+        kernel = replace(kernel, body=body)  # what those read may be for partial tiles only, too
+
+
+def _marked(kernel: Kernel, stmt: Stmt) -> Stmt:
+    if isinstance(stmt, Map) and stmt.when == "always" and _only_for_partial(kernel, stmt):
+        return replace(stmt, when="partial")
+    return stmt
+
+
 def _only_for_partial(kernel: Kernel, stmt: Map) -> bool:
-    if stmt.axes != (kernel.keep,) or not all(is_cheap(e) for e in stmt.exprs):
-        return False
     readers = [s for s in statements(kernel.body) if set(reads(s)) & set(stmt.dsts)]
-    return bool(readers) and all(isinstance(s, Map) and s.when == "partial" for s in readers)
+    return (bool(readers) and not set(reads(stmt)) & set(stmt.dsts)
+            and all(isinstance(s, Map) and s.when == "partial" for s in readers))
 
 
 def _with(body: tuple[Stmt, ...], moved: list[Map]) -> tuple[Stmt, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .. import knobs
-from .plan import ITEMSIZE, KernelPlan, TensorArg
+from .plan import ITEMSIZE, KernelPlan, TensorArg, struct_format
 
 if TYPE_CHECKING:
     from .launch import Call
@@ -42,5 +43,14 @@ class EmulatedKernel:
                 size = call.sizes["batch"] * ITEMSIZE[param.dtype]
                 regions.append(emulator.Region(f"{param.name}_ptr", int(address), size, False))
         self.counters = self.build().launch(
-            self.plan.name, grid, self.plan.threads, self.plan.shared_bytes, packed, regions,
-            seed=knobs.seed())
+            self.plan.name, grid, self.plan.threads, self.plan.shared_bytes,
+            self._tagged(packed, regions), regions, seed=knobs.seed())
+
+    def _tagged(self, packed: bytes, regions: list[Any]) -> bytes:
+        """Params with each pointer bound to its own region."""
+        from . import emulator
+
+        address = dict(zip((r.name for r in regions), emulator.pointers(regions), strict=True))
+        layout = struct.Struct(struct_format(self.plan.fields))
+        return layout.pack(*(address.get(field.name, value) for field, value in
+                             zip(self.plan.fields, layout.unpack(packed), strict=True)))

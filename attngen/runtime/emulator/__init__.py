@@ -6,6 +6,6 @@ implementation of the device layer (``device/``); ``launch`` runs every CUDA thr
 """
 
 from .counters import Counters
-from .module import EmulatedModule, Region, load
+from .module import EmulatedModule, Region, load, pointers
 
-__all__ = ["Counters", "EmulatedModule", "Region", "load"]
+__all__ = ["Counters", "EmulatedModule", "Region", "load", "pointers"]

@@ -42,6 +42,13 @@ class Region:
     writable: bool
 
 
+def pointers(regions: Sequence[Region]) -> list[int]:
+    """What to give a kernel as the address of each region. Through such a pointer a kernel can
+    reach its own region only; a bare ``ptr`` may lead from one to another that happens to lie
+    beside it."""
+    return [region.ptr | n << 48 for n, region in enumerate(regions, 1)]
+
+
 def load(text: str) -> EmulatedModule:
     """Compile emitted CUDA text for the emulator, or find it in the disk cache.
 

@@ -88,13 +88,13 @@ struct Rng {
 
 // Instructions that all lanes of a warp execute together.
 enum class Op : u8 {
-    NONE, SYNC_BLOCK, SYNC_WARP, WARP_ID, SHFL_XOR, LDMATRIX_X2, LDMATRIX_X4, LDMATRIX_X2_TRANS,
-    LDMATRIX_X4_TRANS, MMA_BF16, MMA_F16
+    NONE, SYNC_BLOCK, SYNC_WARP, WARP_ID, SHFL_XOR, BALLOT, LDMATRIX_X2, LDMATRIX_X4,
+    LDMATRIX_X2_TRANS, LDMATRIX_X4_TRANS, MMA_BF16, MMA_F16
 };
 inline const char* name_of(Op op) {
     static const char* const names[] = {
-        "nothing", "sync_block", "sync_warp", "warp_id", "shfl_xor", "ldmatrix_x2", "ldmatrix_x4",
-        "ldmatrix_x2_trans", "ldmatrix_x4_trans", "mma_m16n8k16 (bf16)", "mma_m16n8k16 (f16)"};
+        "nothing", "sync_block", "sync_warp", "warp_id", "shfl_xor", "ballot", "ldmatrix_x2",
+        "ldmatrix_x4", "ldmatrix_x2_trans", "ldmatrix_x4_trans", "mma_m16n8k16 (bf16)", "mma_m16n8k16 (f16)"};
     return names[static_cast<int>(op)];
 }
 

@@ -97,7 +97,7 @@ void mma(float* c0, float* c1, float* c2, float* c3, const u32* a, u64 b, int li
     *c0 = upper[0], *c1 = upper[1], *c2 = lower[0], *c3 = lower[1];
 }
 
-// ---- shuffles -----------------------------------------------------------------------------------
+// ---- exchange between lanes -----------------------------------------------------------------------------------
 
 inline float shfl_xor(float x, int lane_mask, int line) {
     const Thread& t = self();
@@ -107,6 +107,18 @@ inline float shfl_xor(float x, int lane_mask, int line) {
         memcpy(w.received, w.offered, sizeof w.received);
     });
     return t.warp->received[(t.lane ^ lane_mask) & 31];
+}
+
+inline u32 ballot(bool x, int line) {
+    const Thread& t = self();
+    t.warp->offered[t.lane] = x ? 1.0f : 0.0f;
+    warp_instruction(Op::BALLOT, line, [](Worker& m, Warp& w) {
+        m.counters.shuffles++;
+        memcpy(w.received, w.offered, sizeof w.received);
+    });
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; ++lane) bits |= u32{t.warp->received[lane] != 0.0f} << lane;
+    return bits;
 }
 
 inline int warp_id(int line) {

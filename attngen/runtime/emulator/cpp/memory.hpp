@@ -4,6 +4,7 @@
 
 namespace emu {
 
+constexpr int TAG_SHIFT = 48;  // of pointers to global memory, see global_access
 constexpr int POISON = 0xff;  // a NaN in float32, bfloat16 and float16 alike
 
 // ---- shared --------------------------------------------------------------------------------------
@@ -49,11 +50,12 @@ inline void shared_store(u32 address, const void* from, u32 bytes, int line) {
 // ---- global --------------------------------------------------------------------------------------
 
 [[noreturn, gnu::cold, gnu::noinline]]
-inline void bad_global(const Thread& t, u64 at, u32 bytes, bool write, int line) {
+inline void bad_global(const Thread& t, int meant, u64 at, u32 bytes, bool write, int line) {
     const Spec& spec = *worker->spec;
     const Region* near = nullptr;
     u64 distance = ~u64{0};
     for (int i = 0; i < spec.region_count; ++i) {
+        if (meant >= 0 && i != meant) continue;
         const Region& r = spec.regions[i];
         const u64 d = at < r.begin ? r.begin - at : at - r.begin < r.bytes ? 0 : at - r.begin - r.bytes;
         if (d <= distance) distance = d, near = &r;
@@ -66,6 +68,9 @@ inline void bad_global(const Thread& t, u64 at, u32 bytes, bool write, int line)
                        static_cast<unsigned long long>(near->bytes));
     if (write && distance == 0 && !near->writable && at - near->begin + bytes <= near->bytes)
         fail(where, numbers.s, "thread %d writes %s, which is read-only", t.index, near->name);
+    if (meant >= 0)
+        fail(where, numbers.s, "thread %d %s global memory outside %s, by a pointer to it", t.index,
+             verb, near->name);
     fail(where, numbers.s, "thread %d %s global memory outside every tensor; the nearest is %s",
          t.index, verb, near->name);
 }
@@ -121,18 +126,22 @@ class Owners {
     std::vector<Cells> of_region_;
 };
 
-// Check an access and count its bytes to the tensor it falls into.
-inline void global_access(const void* p, u32 bytes, u32 alignment, bool write, int line) {
+// Check an access and count its bytes to the tensor it falls into. The upper 16 bits of a pointer
+// say which tensor it was made for, counted from 1, so that no index leads from one into another; 0
+// is any of them. Returns the address without.
+inline void* global_access(const void* p, u32 bytes, u32 alignment, bool write, int line) {
     Worker& m = *worker;
     const Thread& t = *m.running;
     heed_cancel(m);
     const Spec& spec = *m.spec;
-    const u64 at = reinterpret_cast<uintptr_t>(p);
+    const u64 tagged = reinterpret_cast<uintptr_t>(p), at = tagged & ((u64{1} << TAG_SHIFT) - 1);
+    const int meant = static_cast<int>(tagged >> TAG_SHIFT) - 1;
     if (at % alignment)
         fail({MISALIGNED, line, 0, t.index}, Text("address %#llx", static_cast<unsigned long long>(at)).s,
              "thread %d %s %u bytes of global memory at an address that %u does not divide", t.index,
              write ? "writes" : "reads", alignment, alignment);
-    for (int tried = 0, i = m.last_region; tried < spec.region_count;
+    const int tries = meant < 0 ? spec.region_count : meant < spec.region_count ? 1 : 0;
+    for (int tried = 0, i = meant < 0 ? m.last_region : meant; tried < tries;
          ++tried, i = i + 1 == spec.region_count ? 0 : i + 1) {
         const Region& r = spec.regions[i];
         if (at - r.begin >= r.bytes || r.bytes - (at - r.begin) < bytes) continue;
@@ -141,9 +150,9 @@ inline void global_access(const void* p, u32 bytes, u32 alignment, bool write, i
         m.last_region = i;
         (write ? m.region_written : m.region_read)[static_cast<size_t>(i)] += bytes;
         (write ? m.counters.global_written : m.counters.global_read) += bytes;
-        return;
+        return reinterpret_cast<void*>(at);
     }
-    bad_global(t, at, bytes, write, line);
+    bad_global(t, tries ? meant : -1, at, bytes, write, line);
 }
 
 // ---- cp.async -------------------------------------------------------------------------------------
@@ -165,7 +174,7 @@ inline void cp_async(u32 address, const void* from, int valid_bytes, int line) {
              "thread %d copies a number of bytes outside 0..16", t.index);
     const u32 offset = shared_offset(t, address, 16, line, "copies to");
     const auto bytes = static_cast<u8>(valid_bytes);
-    if (bytes) global_access(from, bytes, 16, false, line);
+    if (bytes) from = global_access(from, bytes, 16, false, line);
     if (m.shadow) m.shadow->begin_copy(t, offset, line);
     log_access(m, t, address, 16, true, line);
     m.counters.async_bytes += bytes;

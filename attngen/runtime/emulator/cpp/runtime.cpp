@@ -178,6 +178,7 @@ static const Runtime RUNTIME = {
     sync_block,
     sync_warp,
     shfl_xor,
+    ballot,
     [] { return worker->shared_base; },
     shared_load,
     shared_store,
@@ -190,7 +191,9 @@ static const Runtime RUNTIME = {
     ldmatrix<4, true>,
     mma<Op::MMA_BF16, widen_bf16>,
     mma<Op::MMA_F16, widen_f16>,
-    [](const void* p, u32 bytes, bool write, int line) { global_access(p, bytes, bytes, write, line); },
+    [](const void* p, u32 bytes, bool write, int line) {
+        return global_access(p, bytes, bytes, write, line);
+    },
     bad_index,
     bad_arithmetic,
 };

@@ -1,20 +1,15 @@
 template <typename T> DEVICE_FN T load_global(const T* p, CALLED_FROM) {
-    emu_runtime->global_access(p, sizeof(T), false, line);
-    return *p;
+    return *static_cast<const T*>(emu_runtime->global_access(p, sizeof(T), false, line));
 }
 template <typename T> DEVICE_FN void store_global(T* p, T x, CALLED_FROM) {
-    emu_runtime->global_access(p, sizeof(T), true, line);
-    *p = x;
+    *static_cast<T*>(emu_runtime->global_access(p, sizeof(T), true, line)) = x;
 }
 DEVICE_FN void load_global_b128(u32 (&x)[4], const void* p, CALLED_FROM) {
-    emu_runtime->global_access(p, 16, false, line);
-    __builtin_memcpy(x, p, 16);
+    __builtin_memcpy(x, emu_runtime->global_access(p, 16, false, line), 16);
 }
 DEVICE_FN void store_global_b32(void* p, u32 x, CALLED_FROM) {
-    emu_runtime->global_access(p, 4, true, line);
-    __builtin_memcpy(p, &x, 4);
+    __builtin_memcpy(emu_runtime->global_access(p, 4, true, line), &x, 4);
 }
 DEVICE_FN void store_global_b128(void* p, const u32 (&x)[4], CALLED_FROM) {
-    emu_runtime->global_access(p, 16, true, line);
-    __builtin_memcpy(p, x, 16);
+    __builtin_memcpy(emu_runtime->global_access(p, 16, true, line), x, 16);
 }

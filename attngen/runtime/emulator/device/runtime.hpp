@@ -12,6 +12,7 @@ struct Runtime {
     void (*sync_block)(int line);
     void (*sync_warp)(int line);
     float (*shfl_xor)(float x, int lane_mask, int line);
+    unsigned (*ballot)(bool x, int line);
 
     unsigned (*shared_base)();
     void (*shared_load)(void* to, unsigned address, unsigned bytes, int line);
@@ -30,7 +31,8 @@ struct Runtime {
                          unsigned long b, int line);
     Mma mma_bf16, mma_f16;
 
-    void (*global_access)(const void* p, unsigned bytes, bool write, int line);
+    // Checks an access; gives where in this process the bytes are.
+    void* (*global_access)(const void* p, unsigned bytes, bool write, int line);
 
     // A check that the compiler put into the kernel has failed.
     void (*bad_index)(long long index, const char* array, int line);

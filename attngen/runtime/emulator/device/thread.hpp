@@ -11,3 +11,5 @@ SYNC_FN void sync_warp(CALLED_FROM) { emu_runtime->sync_warp(line); }
 DEVICE_FN float shfl_xor(float x, int lane_mask, CALLED_FROM) {
     return emu_runtime->shfl_xor(x, lane_mask, line);
 }
+DEVICE_FN u32 ballot(bool x, CALLED_FROM) { return emu_runtime->ballot(x, line); }
+DEVICE_FN int lowest_bit(u32 x) { return __builtin_ctz(x); }

@@ -37,3 +37,9 @@ SYNC_FN void sync_warp() { __syncwarp(); }
 DEVICE_FN float shfl_xor(float x, int lane_mask) {
     return __shfl_xor_sync(0xffffffffu, x, lane_mask);
 }
+
+// Bit n: what lane n of this warp says.
+DEVICE_FN u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+// Number of the lowest bit that is set; x is not 0.
+DEVICE_FN int lowest_bit(u32 x) { return __ffs(static_cast<int>(x)) - 1; }
