@@ -127,3 +127,14 @@ def test_the_equivalents_for_wide_indices_say_the_same() -> None:
             pair = torch.tensor(q), torch.tensor(k)
             torch.testing.assert_close(case.mod(*extra, *dims, *pair),
                                        case.wide(*extra, *dims, *pair))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+@pytest.mark.parametrize("name", every("activation_relu", "mla_rope", "shared_prefix"))
+def test_no_register_is_spilled(name: str, head_dim: int) -> None:
+    kind = "mask" if name in MASKS else "score"
+    spec = ag.AttentionSpec(heads=HEADS, head_dim=head_dim, **{kind: ALL[name].mod})
+    for target in ("sm_80", "sm_90", "sm_120"):
+        (cubin,) = ag.compile(spec, target).build()
+        assert [r.spill_stores + r.spill_loads for r in cubin.resources.values()] == [0], target
+        assert not cubin.remarks, target

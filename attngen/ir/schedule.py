@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from .bounds import EXTENTS
 from .graph import Region
-from .node import walk
+from .node import Node, walk
 from .ranges import solve
 from .stmt import Schedule
 
@@ -52,7 +52,7 @@ _LARGE = 200 * 1024  # shared memory of the largest multiprocessors
 _MMA = (
     (32, 0, (Schedule(128, 128, 4, (2, 1)), Schedule(128, 64, 4, (2, 2)),
              Schedule(64, 64, 4, (2, 2)))),
-    (64, 0, (Schedule(128, 128, 4, (1, 1)), Schedule(128, 64, 4, (2, 2)),
+    (64, 0, (Schedule(128, 128, 4, (1, 1)), Schedule(128, 64, 4, (2, 1)),
              Schedule(64, 64, 4, (2, 2)))),
     (96, _LARGE, (Schedule(128, 48, 4, (2, 1)), Schedule(128, 32, 4, (2, 2)),
                   Schedule(64, 64, 4, (2, 2)))),
@@ -88,12 +88,28 @@ _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
 _PLAIN, _BUSY, _ASKING = range(3)
-_PLAIN_VALUES = 9  # computed of a pair with one bound, or one function of its product
+_PLAIN_VALUES = 9  # computed of a pair with one bound
+_PLAIN_SCORES = 7  # of which outside of masks: the product, its scale, and the softmax
+_CROWDED_VALUES = 64  # as of many heads with a mask each; half the columns leave room for these
+_HELD_VALUES = 8  # looked up per row or column, and kept for the pairs: a rotary embedding's, say
+
+
+def _of_pairs(*roots: Node) -> int:
+    """How many values are computed of every pair."""
+    return sum(set(EXTENTS) <= set(n.axes) for n in walk(*roots))
+
+
+def _columns(region: Region, block_n: int) -> int:
+    """``block_n``, or fewer where a pair takes so many values that registers do not hold more."""
+    nodes = list(walk(*region.roots))
+    if sum(n.op == "gather" and len(set(n.axes) & set(EXTENTS)) == 1 for n in nodes) > _HELD_VALUES:
+        return 16
+    return max(16, block_n // 2) if _of_pairs(*region.roots) > _CROWDED_VALUES else block_n
 
 
 def _kind(region: Region) -> int:
     """What registers a kernel needs beside its products. Most values of a pair live at once:
-    windows with two sides and longer scores are busy. Reading captured tensors at positions takes
+    windows with two sides and scores are busy. Reading captured tensors at positions takes
     addresses; what a mask says beyond bounds takes questions about tiles, and most is asked of
     every element: those are asking."""
     nodes = list(walk(*region.roots))
@@ -102,8 +118,9 @@ def _kind(region: Region) -> int:
     if any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in nodes) or any(
             rest is not None and axis in rest.axes for rest, axis in rests):
         return _ASKING
-    of_pairs = sum(set(EXTENTS) <= set(n.axes) for n in nodes)
-    return _BUSY if of_pairs > _PLAIN_VALUES else _PLAIN
+    all_of = _of_pairs(*region.roots)
+    masks = _of_pairs(*(n.args[0] for n in nodes if n.op == "visible"))
+    return _BUSY if all_of > _PLAIN_VALUES or all_of - masks > _PLAIN_SCORES else _PLAIN
 
 
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
@@ -120,6 +137,7 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         schedule = schedules[kind]
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
+        schedule = replace(schedule, block_n=_columns(region, schedule.block_n))
         if max(head_dim, head_dim_v) <= widest and limits.shared_per_sm >= least \
                 and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)
