@@ -107,10 +107,14 @@ def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Off
           sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same formula as unfused torch operations in the tensors' own dtype.
 
-    Returns o in that dtype and lse in float32 (float64 for float64), as kernels do.
+    Returns o in that dtype and lse in float32 (float64 for float64), as kernels do. In float64 this
+    would be the oracle itself, and off by nothing: there the products of q and k are summed in the
+    opposite order, so that the difference shows what float64 is worth for these tensors.
     """
     at = positions(spec, q.shape[0], q.shape[2], k.shape[2], q_offset=q_offset,
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
+    if q.dtype == torch.float64:
+        q, k = q.flip(-1), k.flip(-1)
     return _attend(spec, at, q, k, v, sinks)
 
 
