@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import attngen as ag
-from attngen.errors import AttngenError, DtypeError, GroupsError, ShapeError, UnknownNameError
+from attngen.errors import DtypeError, GroupsError, ShapeError, UnknownNameError
 from attngen.integrations.checkpoint import pool_heads, to_grouped
 
 HEADS, DIM = 6, 8
@@ -93,6 +93,34 @@ def test_a_model_of_transformers_computes_the_same() -> None:
         torch.testing.assert_close(small(tokens).logits, big(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_mqa_bigcode_from_gpt2() -> None:
+    """GPT-2's fused Conv1D becomes GPTBigCode's fused Linear with one key/value head."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTBigCodeConfig, GPTBigCodeForCausalLM
+    size = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 32,
+            "bos_token_id": 0, "eos_token_id": 0}
+    big = GPT2LMHeadModel(GPT2Config(**size)).eval()
+    small = GPTBigCodeForCausalLM(GPTBigCodeConfig(**size, multi_query=True)).eval()
+    with torch.no_grad():
+        for block in big.transformer.h:
+            for p in (block.attn.c_attn.weight, block.attn.c_attn.bias):
+                p.normal_()
+                for part in p.chunk(3, -1)[1:]:
+                    heads = part.unflatten(-1, (4, 16))
+                    heads.copy_(heads[..., :1, :].expand_as(heads).clone())
+        state = to_grouped(big.state_dict(), 4, 1, names=["c_attn"], fused=True, dim=-1)
+        state = {n: t.T if t.dim() == 2 and ".h." in n else t for n, t in state.items()}
+        small.load_state_dict(state)
+        ids = torch.randint(50, (2, 20))
+        torch.testing.assert_close(small(ids).logits, big(ids).logits, atol=2e-5, rtol=0)
+
+
+def test_exact_for_powers_of_two() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        one = torch.randn(2, 8, 5).to(dtype)
+        assert torch.equal(pool_heads(one.repeat_interleave(4, 0).flatten(0, 1), 8, 2),
+                           one.flatten(0, 1))
+
+
 @pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
 def test_fused_projections(transposed: bool) -> None:
     module = nn.MultiheadAttention(HEADS * DIM, HEADS)
@@ -124,12 +152,16 @@ K = {"l.k_proj.weight": torch.zeros(48, 4), "l.v_proj.weight": torch.zeros(48, 4
     (ShapeError, "no dimension 2", lambda: pool_heads(K["l.k_proj.weight"], 6, 2, dim=2)),
     (ShapeError, "q, k and v", lambda: to_grouped(K, 5, 1, fused=True)),
     (DtypeError, "int8", lambda: pool_heads(torch.zeros(48, dtype=torch.int8), 6, 2)),
-    (GroupsError, "parts query heads", lambda: pool_heads(torch.zeros(16), 6, 3, kv_heads=2)),
-    (AttngenError, "4", lambda: pool_heads(torch.zeros(48), 6, 4)),
-    (AttngenError, "5", lambda: pool_heads(torch.zeros(48), 6, (0, 0, 0, 1, 1))),
-    (AttngenError, "2", lambda: pool_heads(torch.zeros(48), 6, (0, 0, 0, 2, 2, 2)))],
-    ids=["no module", "rows", "dimension", "fused rows", "quantised", "split", "division", "length",
-         "gap"])
+    (GroupsError, "parts query heads", lambda: pool_heads(torch.zeros(16), 6, 3, kv_heads=2))],
+    ids=["no module", "rows", "dimension", "fused rows", "quantised", "split"])
 def test_what_does_not_fit_is_refused(error: type[Exception], says: str, call: Any) -> None:
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize(("groups", "text"), [
+    (4, "groups=4 does not divide heads=6"), ((0, 0, 0, 1, 1), "5 entries for 6 heads"),
+    ((0, 0, 0, 2, 2, 2), r"key/value heads \[1\] are read by no query head")])
+def test_groups_that_fit_no_spec_are_refused(groups: Any, text: str) -> None:
+    with pytest.raises(GroupsError, match=text):
+        pool_heads(torch.zeros(48), 6, groups)
