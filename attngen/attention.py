@@ -82,7 +82,8 @@ class Attention:
         must be contiguous, nothing is copied. Query i sits at position ``q_offset + i`` and key j
         at ``kv_offset + j``; the defaults, 0 for kv_offset and kv_offset + seqlen_k - seqlen_q for
         q_offset, align the ends. Either is an int or an int32 tensor [batch]. ``seqlens_k``, int32
-        [batch], hides the keys from there on. Queries that see no key give 0.
+        [batch], hides the keys from there on. Queries that see no key give 0. v must be finite for
+        hidden keys too: they are multiplied by 0, and 0 * NaN is NaN.
 
         Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
         natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
