@@ -78,15 +78,18 @@ class Description:
 
     def explain(self, dtype: str | None = None, *, batch: int = 1, seqlen_q: int = 2048,
                 seqlen_k: int | None = None) -> str:
-        """Kernel by kernel: schedule, shared memory, registers, tiles, FLOPs, bytes, roofline."""
+        """The formulas, parts that are used twice named once; then kernel by kernel: schedule,
+        shared memory, registers, tiles, FLOPs, bytes, roofline."""
         from .ir.show import formula
         from .ir.stmt import Map, statements
 
         chosen = dtype or self._dtype
-        placed = self._lower(chosen).placed
+        lowered = self._lower(chosen)
+        placed = lowered.placed
         keys = seqlen_q if seqlen_k is None else seqlen_k
         lines = [f"{self.target.name} ({self.target.board}), {chosen}, batch {batch}, "
-                 f"seqlen_q {seqlen_q}, seqlen_k {keys}"]
+                 f"seqlen_q {seqlen_q}, seqlen_k {keys}", "",
+                 *str(lowered.math).rstrip("\n").splitlines()[1:]]
         costs = self.costs(chosen, batch=batch, seqlen_q=seqlen_q, seqlen_k=keys)
         for kernel, cost in zip(placed.tiles, costs, strict=True):
             s = kernel.schedule

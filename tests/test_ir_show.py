@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from golden_fixture import Golden
 from helpers import run_python
 from ir_problem import DTYPE, lowered, only, placed, schedule
 
-from attngen import masks, scores
+from attngen import compile, masks, scores
 from attngen.ir.build import build_forward
 from attngen.ir.fuse import fuse
 from attngen.ir.lower import tile
@@ -147,3 +149,14 @@ def test_the_same_bytes_in_every_process_whatever_was_lowered_before() -> None:
     texts = {run_python(PROGRAM.replace("{before}", before), PYTHONHASHSEED=seed)
              for before, seed in (("()", "0"), ("()", "4711"), ("(C, B, A)", "17"))}
     assert len(texts) == 1 and len(texts.pop()) > 10_000
+
+
+def test_explain_prints_the_formulas_with_shared_parts_named_once() -> None:
+    spec = AttentionSpec(heads=2, head_dim=64, score=scores.softcap(30.0), causal=True,
+                         mask=masks.sliding_window(9) | masks.attention_sinks(2))
+    text = str(compile(spec, "sm_80").explain())
+    formulas = text[text.index("region forward"):text.index("kernel forward")]
+    assert "tanh(" in formulas
+    (line,) = [x for x in formulas.splitlines() if "kv_offset + j" in x]
+    name = line.split(":")[0].strip()
+    assert len(re.findall(rf"{name}\b", formulas)) > 2  # once where it is written, then used
