@@ -94,7 +94,8 @@ enum class Op : u8 {
 inline const char* name_of(Op op) {
     static const char* const names[] = {
         "nothing", "sync_block", "sync_warp", "warp_id", "shfl_xor", "ballot", "ldmatrix_x2",
-        "ldmatrix_x4", "ldmatrix_x2_trans", "ldmatrix_x4_trans", "mma_m16n8k16 (bf16)", "mma_m16n8k16 (f16)"};
+        "ldmatrix_x4", "ldmatrix_x2_trans", "ldmatrix_x4_trans",
+        "mma_m16n8k16 (bf16)", "mma_m16n8k16 (f16)"};
     return names[static_cast<int>(op)];
 }
 

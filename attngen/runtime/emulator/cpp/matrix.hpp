@@ -97,7 +97,7 @@ void mma(float* c0, float* c1, float* c2, float* c3, const u32* a, u64 b, int li
     *c0 = upper[0], *c1 = upper[1], *c2 = lower[0], *c3 = lower[1];
 }
 
-// ---- exchange between lanes -----------------------------------------------------------------------------------
+// ---- exchange between lanes -----------------------------------------------------------------------
 
 inline float shfl_xor(float x, int lane_mask, int line) {
     const Thread& t = self();
