@@ -14,7 +14,7 @@ from .errors import (
     SpecError,
     UnknownNameError,
 )
-from .runtime import operands
+from .runtime import jagged, operands, packed
 from .runtime.captured import Captured
 from .runtime.operands import Heads
 from .runtime.plan import Plan
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .spec import AttentionSpec
 
 
-PlanFor = Callable[[str, bool], tuple[Plan, Captured]]
+PlanFor = Callable[[str, bool, bool], tuple[Plan, Captured]]
 
 
 class Description(Protocol):
@@ -49,9 +49,9 @@ class Attention:
     """A compiled attention variant, called with tensors.
 
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
-    target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized)`` gives the kernels
-    of one variant and what they captured: by dtype, and by whether rows can be read 16 bytes at a
-    time.
+    target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized, packed)`` gives the
+    kernels of one variant and what they captured: by dtype, by whether rows can be read 16 bytes at
+    a time, and by whether sequences lie end to end.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
@@ -64,7 +64,7 @@ class Attention:
         assert spec.head_dim_v is not None
         self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
         self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
-        self._variants: dict[tuple[Any, bool], Variant] = {}
+        self._variants: dict[tuple[Any, bool, bool], Variant] = {}
         self._latest: Variant | None = None
 
     def __call__(
@@ -85,6 +85,14 @@ class Attention:
         [batch], hides the keys from there on. Queries that see no key give 0. v must be finite for
         hidden keys too: they are multiplied by 0, and 0 * NaN is NaN.
 
+        Packed sequences: q [1, heads, total_q, head_dim] holds n of them end to end, and
+        ``cu_seqlens_q``, int32 [n + 1], their boundaries from 0 to total_q; ``cu_seqlens_k`` those
+        of k and v, by default the same. Positions are counted in each sequence, a mask's b is its
+        number, and what is said per batch entry is said per sequence. ``max_seqlen_q`` and
+        ``max_seqlen_k`` are the longest lengths, or more; left out they are read from cu_seqlens,
+        for which a GPU has to be waited for. Boundaries on a GPU are not checked. Nested tensors
+        of layout torch.jagged, [n, heads, ragged, head_dim], are taken as they are and give such.
+
         Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
         natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
         float64), -inf where nothing is visible. With ``spec.sinks``, ``sinks`` [heads] is one more
@@ -98,11 +106,12 @@ class Attention:
         BackwardNotDeliveredError, NotDeliveredError;
         the first call may also raise CompileError or NoCompilerError.
         """
-        if not (dropout_p == 0.0 and seed is None and cu_seqlens_q is None
-                and cu_seqlens_k is None and max_seqlen_q is None and max_seqlen_k is None):
-            raise _not_delivered(
-                dropout_p=dropout_p or None, seed=seed, cu_seqlens_q=cu_seqlens_q,
-                cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+        if not (dropout_p == 0.0 and seed is None):
+            raise _not_delivered(dropout_p=dropout_p or None, seed=seed)
+        nested = packing = None
+        if getattr(q, "is_nested", False):
+            nested = jagged.unpacked(q, k, v)
+            q, k, v, packing, _ = nested
         batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
         if q.requires_grad or k.requires_grad or v.requires_grad:
             _refuse_grad(q, k, v)
@@ -110,21 +119,34 @@ class Attention:
         vectorized = operands.is_vectorized(q, itemsize, "q")
         vectorized &= operands.is_vectorized(k, itemsize, "k")
         vectorized &= operands.is_vectorized(v, itemsize, "v")
-        variant = self._variants.get((q.dtype, vectorized)) or self._variant(q.dtype, vectorized)
+        if not (cu_seqlens_q is None and cu_seqlens_k is None and max_seqlen_q is None
+                and max_seqlen_k is None):
+            if nested is not None:
+                raise ShapeError("cu_seqlens and max_seqlen were given with jagged tensors",
+                                 remedy="Leave them out: jagged tensors have them.")
+            packing = packed.packing(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        kind = q.dtype, vectorized, packing is not None
+        variant = self._variants.get(kind) or self._variant(*kind)
 
-        shift = seqlen_k - seqlen_q
-        numbers: dict[str, int | float] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
+        shift: int | Tensor = seqlen_k - seqlen_q
+        numbers: dict[str, Any] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
         kept = None
-        if q_offset is not None or kv_offset is not None or seqlens_k is not None:
+        if packing is not None:
+            batch, seqlen_q, seqlen_k = packing.batch, packing.q.longest, packing.k.longest
+            shift = packing.shift()
+            numbers |= {**packing.numbers(), "kv_len": seqlen_k}
+        if not (q_offset is None and kv_offset is None and seqlens_k is None and packing is None):
             kept = _positions(numbers, q_offset, kv_offset, seqlens_k, batch, q.device,
-                              seqlen_q, seqlen_k)
+                              seqlen_q, seqlen_k, shift)
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
             tables, values = variant.captured.bind(q, self._given(q, params, sinks))
             numbers |= values
         self._latest = variant
         o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers, tables)
-        del kept  # until now: the addresses of these tensors are among the numbers
+        del kept, packing  # until now: the addresses of these tensors are among the numbers
+        if nested is not None:
+            o, lse = nested.nested(o), nested.nested(lse)
         return (o, lse) if return_lse else o
 
     def _given(self, q: Tensor, params: dict[str, Any] | None,
@@ -147,7 +169,7 @@ class Attention:
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         return {**given, "sinks": sinks.to(wide)}
 
-    def _variant(self, dtype: torch.dtype, vectorized: bool) -> Variant:
+    def _variant(self, dtype: torch.dtype, vectorized: bool, is_packed: bool) -> Variant:
         name = str(dtype).removeprefix("torch.")
         if self.spec.dtype is not None and name != self.spec.dtype:
             raise DtypeError(f"q, k and v are {name}, the spec says {self.spec.dtype}",
@@ -155,9 +177,9 @@ class Attention:
         if name not in self.target.dtypes:
             raise DtypeError(f"target {self.target.name} has no kernels for {name}",
                              remedy=f"It takes {', '.join(self.target.dtypes)}.")
-        plan, captured = self._plan_for(name, vectorized)
+        plan, captured = self._plan_for(name, vectorized, is_packed)
         variant = Variant(plan, self._fixed, emulate=self.emulate, captured=captured)
-        self._variants[dtype, vectorized] = variant
+        self._variants[dtype, vectorized, is_packed] = variant
         return variant
 
     # -- without calling --------------------------------------------------------------------------
@@ -168,20 +190,21 @@ class Attention:
         CUDA."""
         return self.spec.dtype or ("float32" if self.target.family == "cpu" else "bfloat16")
 
-    def build(self, dtype: str | None = None, vectorized: bool = True) -> tuple[Any, ...]:
+    def build(self, dtype: str | None = None, vectorized: bool = True,
+              packed: bool = False) -> tuple[Any, ...]:
         """Compile now what a call with such tensors would; returns what the compilers made, one
         per kernel (``runtime.nvrtc.Cubin`` for CUDA)."""
         import torch
 
-        chosen = getattr(torch, dtype or self.dtype)
-        variant = self._variants.get((chosen, vectorized)) or self._variant(chosen, vectorized)
+        kind = getattr(torch, dtype or self.dtype), vectorized, packed
+        variant = self._variants.get(kind) or self._variant(*kind)
         return variant.executable.build()
 
-    def source(self, kind: str = "forward", dtype: str | None = None,
-               vectorized: bool = True) -> str:
+    def source(self, kind: str = "forward", dtype: str | None = None, vectorized: bool = True,
+               packed: bool = False) -> str:
         """The emitted text of one kind of kernel, complete and compilable by itself. A plan's own
         kind gives all of its kernels. Raises UnknownNameError for other kinds."""
-        plan, _ = self._plan_for(dtype or self.dtype, vectorized)
+        plan, _ = self._plan_for(dtype or self.dtype, vectorized, packed)
         texts = [k.text for k in plan.kernels if kind in (k.kind, plan.kind)]
         if not texts:
             raise UnknownNameError("kernel kind", kind, {plan.kind, *(k.kind for k in
@@ -190,7 +213,7 @@ class Attention:
 
     def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
         """What masks and scores captured: (name, as ``params`` takes it; the tensor or number)."""
-        _, found = self._plan_for(dtype or self.dtype, True)
+        _, found = self._plan_for(dtype or self.dtype, True, False)
         return (*((t.spoken or t.name, t.source) for t in found.tensors),
                 *((n.spoken or n.name, n.source) for n in found.numbers))
 
@@ -237,11 +260,12 @@ def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"{name} requires grad, and backward is not available in this version of attngen")
 
 
-def _positions(numbers: dict[str, int | float], q_offset: int | Tensor | None,
+def _positions(numbers: dict[str, Any], q_offset: int | Tensor | None,
                kv_offset: int | Tensor | None, seqlens_k: Tensor | None, batch: int,
-               device: torch.device, seqlen_q: int, seqlen_k: int) -> list[Tensor]:
+               device: torch.device, seqlen_q: int, seqlen_k: int,
+               shift: int | Tensor) -> list[Tensor]:
     """Put given positions and lengths into ``numbers``; returns the tensors whose addresses are
-    now among them."""
+    now among them. ``shift`` is q_offset - kv_offset by default."""
     kept = []
 
     def put(name: str, value: Any, span: int, spoken: str = "") -> None:
@@ -252,7 +276,7 @@ def _positions(numbers: dict[str, int | float], q_offset: int | Tensor | None,
 
     kv_offset = 0 if kv_offset is None else kv_offset
     put("kv_offset", kv_offset, seqlen_k)
-    put("q_offset", kv_offset + (seqlen_k - seqlen_q) if q_offset is None else q_offset, seqlen_q)
+    put("q_offset", kv_offset + shift if q_offset is None else q_offset, seqlen_q)
     if seqlens_k is not None:
         put("kv_len", seqlens_k, 0, "seqlens_k")
         operands.check_lengths(seqlens_k, seqlen_k)
@@ -272,9 +296,12 @@ def compile(spec: AttentionSpec, target: str | None = None, **options: Any) -> A
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
               q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
-              seqlens_k: Tensor | None = None, **fields: Any) -> Tensor | tuple[Tensor, Tensor]:
+              seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
+              cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
+              max_seqlen_k: int | None = None, **fields: Any) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the spec read off the tensors; ``fields`` are those of ``AttentionSpec``
-    (``causal=True, window=128, ...``). Shapes and results as for ``Attention``.
+    (``causal=True, window=128, ...``). Shapes, positions, packed sequences and results as for
+    ``Attention``.
 
     The compiled attention is kept for the next call with equal fields, unless a mask or score is a
     Python callable, whose meaning may change: compile those once yourself. Raises what
@@ -294,7 +321,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
                 del _kept[next(iter(_kept))]
             _kept[key] = attn
     return attn(q, k, v, return_lse=return_lse, q_offset=q_offset, kv_offset=kv_offset,
-                seqlens_k=seqlens_k)
+                seqlens_k=seqlens_k, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+                max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
 
 
 _kept: dict[Any, Attention] = {}

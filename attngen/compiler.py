@@ -43,6 +43,7 @@ class Options:
     fuse: bool = True
     schedule: tuple[tuple[str, Any], ...] = ()
     skip: tuple[str, ...] = ()
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered
     reader may make one by hand."""
     from .ir.fuse import fuse
     from .ir.lower import tile
+    from .ir.pack import pack
     from .ir.passes import canonicalise, rebase, run_pass
     from .ir.place import place
 
@@ -105,6 +107,8 @@ def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered
     tiled = run("tile", lambda g: tile(g, lambda r: choose_schedule(options, r, sizes, limits)),
                 fused)
     placed = run("place", lambda g: place(g, limits), tiled)
+    if options.packed:
+        placed = run("pack", pack, placed)
     _report(records)
     return Lowered(math, fused, tiled, placed, tuple(records))
 
@@ -205,12 +209,12 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
             raise UnknownNameError("optional pass", name, OPTIONAL, where="ATTNGEN_SKIP")
 
     @cache
-    def options(dtype: str, vectorized: bool = True) -> Options:
-        return Options(chosen.name, dtype, vectorized, fuse, explicit, skip)
+    def options(dtype: str, vectorized: bool = True, packed: bool = False) -> Options:
+        return Options(chosen.name, dtype, vectorized, fuse, explicit, skip, packed)
 
     @cache
-    def plan(dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
-        return plan_for(spec, options(dtype, vectorized))
+    def plan(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
+        return plan_for(spec, options(dtype, vectorized, packed))
 
     from .describe import Description
 
@@ -222,9 +226,11 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
 
 
 def compile_graph(graph: Graph, target: str, dtype: str, *, vectorized: bool = True,
-                  fuse: bool = True, schedule: dict[str, Any] | None = None) -> Plan:
+                  fuse: bool = True, schedule: dict[str, Any] | None = None,
+                  packed: bool = False) -> Plan:
     """The plan of a math graph made by hand (``ir.build.graph_of``)."""
-    options = Options(target, dtype, vectorized, fuse, tuple(sorted((schedule or {}).items())))
+    options = Options(target, dtype, vectorized, fuse, tuple(sorted((schedule or {}).items())),
+                      packed=packed)
     return make_plan(None, options, lower_graph(graph, options))
 
 

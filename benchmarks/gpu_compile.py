@@ -18,7 +18,7 @@ from attngen.compiler import Options, plan_for
 from attngen.errors import ScheduleError
 from attngen.runtime.device_kernel import DeviceKernel
 
-from . import gpu_forward, gpu_mask_speed, gpu_part, gpu_patterns, gpu_speed
+from . import gpu_forward, gpu_mask_speed, gpu_packed, gpu_part, gpu_patterns, gpu_speed
 from .gpu_part import Progress
 
 RANDOM_SPECS = 60
@@ -33,6 +33,7 @@ class Job(NamedTuple):
     vectorized: bool = True
     fuse: bool = True
     schedule: dict[str, Any] | None = None
+    packed: bool = False
 
 
 def jobs() -> Iterator[Job]:
@@ -43,6 +44,8 @@ def jobs() -> Iterator[Job]:
             yield Job(name, case.spec, case.dtype, vectorized, fuse)
     for name, case in gpu_patterns.named("cpu"):
         yield Job(name, case.spec, case.dtype)
+    for name, spec, dtype, vectorized in gpu_packed.variants():
+        yield Job(name, spec, dtype, vectorized, packed=True)
     for problem in gpu_speed.problems():
         yield Job(str(problem), problem.spec(), "bfloat16")
     for masked in gpu_mask_speed.problems("cpu"):
@@ -62,7 +65,7 @@ def compiled(n: int) -> dict[str, Any]:
     job = _JOBS[n]
     row: dict[str, Any] = {"name": f"{job.name} {job.dtype}", "ok": True, "wrong": []}
     options = Options(_TARGET, job.dtype, job.vectorized, job.fuse,
-                      tuple(sorted((job.schedule or {}).items())))
+                      tuple(sorted((job.schedule or {}).items())), packed=job.packed)
     try:
         for kernel in plan_for(job.spec, options)[0].kernels:
             cubin = DeviceKernel(kernel).compiled()

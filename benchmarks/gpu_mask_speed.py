@@ -1,4 +1,4 @@
-"""GPU suite, part 7: forward under masks and scores, beside compiled FlexAttention.
+"""GPU suite, part 8: forward under masks and scores, beside compiled FlexAttention.
 
 Causal and window masks are in ``gpu_speed``; here are those no hand-written kernel takes. Flex gets
 its block mask ready made. Speeds count visible pairs only, so that a kernel which computes hidden
@@ -23,8 +23,11 @@ from .gpu_part import Progress
 TOKENS, HEADS, DIM = 16384, 16, 128
 _PER_CASE = 14.0  # seconds, most of them to compile FlexAttention
 _TRIED: tuple[dict[str, Any], ...] = (
-    {}, {"block_m": 128, "block_n": 64, "warps": 4, "stages": (1, 1)},
+    {}, {"block_m": 128, "block_n": 64, "warps": 4, "stages": (2, 1)},
+    {"block_m": 128, "block_n": 64, "warps": 4, "stages": (1, 1)},
+    {"block_m": 128, "block_n": 64, "warps": 8, "stages": (2, 2)},
     {"block_m": 128, "block_n": 32, "warps": 4, "stages": (2, 1)},
+    {"block_m": 64, "block_n": 64, "warps": 4, "stages": (2, 1)},
     {"block_m": 64, "block_n": 64, "warps": 4, "stages": (2, 2)})
 
 

@@ -11,7 +11,7 @@ from attngen.ir.fuse import fuse
 from attngen.ir.graph import Graph, Region
 from attngen.ir.node import Node, cast, const, contract, make, tensor, walk
 from attngen.ir.passes import canonicalise, rebase
-from attngen.ir.stmt import Tensor
+from attngen.ir.tensor import Tensor
 from attngen.spec import AttentionSpec
 
 

@@ -16,21 +16,8 @@ import numpy as np
 from placed_kernels import LN2, LOG2E, Problem, Values, mask, online, ranges, visit
 
 from attngen.ir.node import const, make, param
-from attngen.ir.stmt import (
-    Copy,
-    Fill,
-    Grid,
-    Kernel,
-    Load,
-    Loop,
-    Map,
-    Mma,
-    Param,
-    Schedule,
-    Stmt,
-    Store,
-    Tensor,
-)
+from attngen.ir.stmt import Copy, Fill, Grid, Kernel, Load, Loop, Map, Mma, Schedule, Stmt, Store
+from attngen.ir.tensor import Param, Tensor
 from attngen.runtime import cxx
 from attngen.runtime.plan import Field, struct_format
 from attngen.templates.render import RenderedKernel

@@ -23,15 +23,14 @@ from attngen.ir.stmt import (
     Loop,
     Map,
     Mma,
-    Param,
     Reduce,
     Schedule,
     Stmt,
     Store,
-    Tensor,
     Value,
     Wait,
 )
+from attngen.ir.tensor import Param, Tensor
 
 LOG2E, LN2 = math.log2(math.e), math.log(2.0)
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

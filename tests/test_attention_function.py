@@ -21,7 +21,7 @@ from attngen.spec import AttentionSpec
 SPEC = AttentionSpec(heads=4, groups=2, head_dim=16, head_dim_v=8, causal=True)
 
 
-def causal_plan(dtype: str, vectorized: bool) -> tuple[Plan, Captured]:
+def causal_plan(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
     return fake_plans.causal(dtype=dtype), Captured()
 
 

@@ -17,7 +17,7 @@ from attngen.compiler import compile_graph
 from attngen.ir.build import graph_of
 from attngen.ir.graph import Graph
 from attngen.ir.node import Node, by_head, cast, const, contract, idx, make, param, reduce, tensor
-from attngen.ir.stmt import Tensor as DeviceTensor
+from attngen.ir.tensor import Tensor as DeviceTensor
 from attngen.runtime.launch import Buffer, Executable
 from attngen.runtime.operands import span_bytes
 

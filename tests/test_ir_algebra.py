@@ -29,7 +29,7 @@ from attngen.ir.node import (
 )
 from attngen.ir.rewrite import rewrite
 from attngen.ir.show import formula
-from attngen.ir.stmt import Tensor
+from attngen.ir.tensor import Tensor
 from attngen.spec import AttentionSpec
 
 X, Y = tensor("x", "bhij", "float64"), tensor("y", "bhij", "float64")

@@ -27,7 +27,7 @@ from attngen.ir.node import (
     reduce,
     tensor,
 )
-from attngen.ir.stmt import Tensor
+from attngen.ir.tensor import Tensor
 from attngen.spec import AttentionSpec
 from attngen.templates.render import render_cuda
 from attngen.templates.render_cpu import render_cpu

@@ -13,8 +13,8 @@ from attngen.ir.fuse import fuse
 from attngen.ir.graph import Graph, Region
 from attngen.ir.node import Node, const, contract, make, reduce, tensor, walk
 from attngen.ir.passes import canonicalise, run_pass
-from attngen.ir.stmt import Tensor
 from attngen.ir.stream import rescale_factor, stream_region
+from attngen.ir.tensor import Tensor
 from attngen.ir.verify import verify
 from attngen.spec import AttentionSpec
 

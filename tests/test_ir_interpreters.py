@@ -19,17 +19,8 @@ from attngen.ir.graph import Graph
 from attngen.ir.lower import tile
 from attngen.ir.node import by_head, cast, const, contract, idx, make, param, reduce, tensor
 from attngen.ir.place import place
-from attngen.ir.stmt import (
-    Barrier,
-    Issue,
-    Kernel,
-    Stmt,
-    Store,
-    Tensor,
-    Wait,
-    rewrite_body,
-    statements,
-)
+from attngen.ir.stmt import Barrier, Issue, Kernel, Stmt, Store, Wait, rewrite_body, statements
+from attngen.ir.tensor import Tensor
 from attngen.ir.validate import check_same, run_graph, small_problem
 from attngen.ir.verify import verify
 from attngen.spec import AttentionSpec

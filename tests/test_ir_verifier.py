@@ -19,19 +19,19 @@ from attngen.errors import AttngenError, VerifyError
 from attngen.ir.build import graph_of
 from attngen.ir.graph import Graph
 from attngen.ir.node import Node, contract, first, idx, make, reduce, tensor, value
+from attngen.ir.pack import pack
 from attngen.ir.stmt import (
     Barrier,
     Fill,
     Kernel,
     LaneReduce,
     Map,
-    Param,
     Stmt,
     Store,
-    Tensor,
     rewrite_body,
     statements,
 )
+from attngen.ir.tensor import Param, Tensor
 from attngen.ir.verify import verify
 from attngen.spec import AttentionSpec
 from attngen.templates.render import RenderedKernel, render_cuda
@@ -61,7 +61,7 @@ def emitted(kernel: Kernel) -> tuple[Any, ...]:
 
 def interface(graph: Graph) -> tuple[Any, ...]:
     """What the runtime is told of the graph beside its kernels, in launch order."""
-    return tuple((t.name, t.axes, t.dtype, t.role) for t in graph.tensors), graph.sizes
+    return tuple((t.name, t.axes, t.dtype, t.role, t.begin) for t in graph.tensors), graph.sizes
 
 
 def variants(graph: Graph) -> Iterator[tuple[str, Graph]]:
@@ -113,6 +113,11 @@ def test_every_attribute_matters(engine: str, fused: bool) -> None:
 def test_every_condition_on_tiles_matters(engine: str) -> None:
     check_attributes(subject(engine, True, ASKED), lambda where: ".visible" in where
                      or ".full " in where)
+
+
+@pytest.mark.parametrize("engine", DTYPE)
+def test_every_attribute_of_packed_kernels_matters(engine: str) -> None:
+    check_attributes(pack(subject(engine, True)))
 
 
 def check_attributes(graph: Graph, chosen: Callable[[str], bool] = lambda where: True) -> None:

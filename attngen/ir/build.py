@@ -19,7 +19,7 @@ from .node import (
     reduce,
     tensor,
 )
-from .stmt import Table, Tensor
+from .tensor import Table, Tensor
 from .trace import trace
 
 

@@ -18,8 +18,9 @@ from .eval_tile import BYTES
 from .graph import Graph
 from .node import Node, walk
 from .ops import PROOF_OPS, SCALAR_OPS
-from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, Tensor, statements
+from .stmt import Issue, Kernel, Load, Loop, Map, Mma, Stmt, Store, statements
 from .summary import bound, summary
+from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
 _AT_ONCE = 1 << 20  # tiles looked at together

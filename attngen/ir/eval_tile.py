@@ -34,11 +34,11 @@ from .stmt import (
     Reduce,
     Stmt,
     Store,
-    Tensor,
     Value,
     Wait,
 )
 from .summary import bound, summary
+from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
@@ -58,13 +58,23 @@ class TileInterpreter:
     def run(self) -> Counter[str]:
         """Every block of the grid; returns the counts."""
         keep = self.kernel.grid[0]
-        tiles = -(-self.extents[keep.axis] // keep.tile)
         with np.errstate(all="ignore"):
             for b in range(self.extents["b"]):
+                self._enter(b)
+                tiles = -(-self.extents[keep.axis] // keep.tile)
                 for h in range(self.extents["h"]):
                     for t in range(tiles):
                         self._block({"b": b, "h": h}, t)
         return self.counts
+
+    def _enter(self, b: int) -> None:
+        """Lengths are those of the batch entry, which where tensors are packed begins somewhere."""
+        self.extents = {**self.extents, **{a: self._number(n, b) for a, n in EXTENTS.items()}}
+        self.begin = {t.name: self._number(t.begin, b) for t in self.kernel.tensors if t.begin}
+
+    def _number(self, name: str, b: int) -> int:
+        array = np.asarray(self.params[name])
+        return int(array[b] if array.ndim else array)
 
     def _block(self, where: dict[str, int], tile: int) -> None:
         self.where = where
@@ -266,7 +276,8 @@ class TileInterpreter:
                 start = tile.get(axis, 0) * self.block.get(axis, 0)
                 width = self.block.get(axis, self.extents[axis])
                 stop = min(start + width, self.extents[axis])
-                index.append(slice(start, stop))
+                origin = self.begin.get(tensor.name, 0) if axis in EXTENTS else 0
+                index.append(slice(origin + start, origin + stop))
                 inside.append(max(stop - start, 0))
         return index, inside
 
@@ -286,6 +297,11 @@ class TileInterpreter:
         self.memory[tensor.name][tuple(index)] = round_to(data, tensor.dtype)
 
 
+def _rows(t: Tensor, axis: str, sizes: Mapping[str, Any]) -> int:
+    """Rows of a packed tensor: to the end of the last sequence."""
+    return int(np.max(np.add(sizes[t.begin], sizes[EXTENTS[axis]]), initial=0))
+
+
 def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[str, Any],
                     extents: Mapping[str, int], precision: Any = np.float64,
                     ) -> tuple[dict[str, Array], Counter[str]]:
@@ -294,11 +310,12 @@ def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[s
     memory = {name: np.asarray(a, None if name in tables else precision)
               for name, a in inputs.items()}
     memory.update({t.name: summary(memory[t.of]) for t in graph.tables if t.of})
-    sizes = {**dict(params), **{EXTENTS[a]: extents[a] for a in EXTENTS}}
+    sizes = {**{EXTENTS[a]: extents[a] for a in EXTENTS}, **dict(params)}
     counts: Counter[str] = Counter()
     for t in graph.tensors:
         if t.role != "input":
-            memory[t.name] = np.full([extents[a] for a in t.axes], np.nan, precision)
+            memory[t.name] = np.full([_rows(t, a, sizes) if t.begin and a in EXTENTS else
+                                      extents[a] for a in t.axes], np.nan, precision)
     for kernel in graph.tiles:
         counts += TileInterpreter(kernel, memory, sizes, extents, precision).run()
     return {t.name: memory[t.name] for t in graph.tensors if t.role != "input"}, counts

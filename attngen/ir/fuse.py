@@ -14,8 +14,8 @@ import networkx as nx
 from ..errors import FusionError
 from .graph import Graph, Region, launch_network
 from .node import Node, interning, substitute, tensor, walk
-from .stmt import Tensor
 from .stream import stream_region
+from .tensor import Tensor
 
 
 def fuse(graph: Graph, enabled: bool = True, keep: str = "i", loop: str = "j") -> Graph:

@@ -14,7 +14,8 @@ import networkx as nx
 
 from ..errors import VerifyError
 from .node import Node, walk
-from .stmt import Kernel, Table, Tensor, reads, statements, writes
+from .stmt import Kernel, reads, statements, writes
+from .tensor import Table, Tensor
 
 STAGES = ("math", "fused", "tiled", "placed")
 

@@ -29,12 +29,10 @@ from .stmt import (
     Loop,
     Map,
     Mma,
-    Param,
     Reduce,
     Schedule,
     Stmt,
     Store,
-    Tensor,
     Value,
     expressions,
     gathered,
@@ -42,6 +40,7 @@ from .stmt import (
 )
 from .stream import rescale_factor
 from .summary import summarised, summary_of
+from .tensor import Param, Tensor
 from .visits import visits
 
 _LARGE = 12  # an expression of more terms than this, used twice, is computed once

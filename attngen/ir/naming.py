@@ -27,7 +27,7 @@ _LANGUAGE = frozenset("""
 
 # Functions and variables of the device layer and the templates whose names are plain words.
 _KERNELS = frozenset("""
-    align_up alone at at_the_ends ballot batch bf16_bits bit_cast bits block blocks bytes
+    ahead align_up alone at at_the_ends ballot batch bf16_bits bit_cast bits block blocks bytes
     called_from ceil_div chain chunk chunks clamp col col_of cols columns compute_tile copy_col
     copy_row device_fn distance dynamic element exchange_pair exchange_quad exp2_minus_1
     f16_bits fast_exp2 fast_log2 floor_div floor_mod from full gather given half_power head_dim

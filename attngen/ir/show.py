@@ -127,7 +127,8 @@ def kernel_text(kernel: Kernel, origins: bool = True) -> str:
              f"registers~{kernel.registers}"]
     lines += [f"  table {t.name}[{t.ndim}-D] {t.dtype}" for t in kernel.tables]
     lines += [f"  tensor {t.name}[{' '.join(t.axes)}] {t.dtype} {t.role}"
-              + (f" by_head={t.by_head}" if t.by_head else "") for t in kernel.tensors]
+              + (f" by_head={t.by_head}" if t.by_head else "")
+              + (f" from {t.begin}[b]" if t.begin else "") for t in kernel.tensors]
     lines += [f"  param {p.name} {p.dtype}{' per batch' if p.per_batch else ''}"
               for p in kernel.params]
     lines += [f"  value {_value_text(v)}" for v in kernel.values]

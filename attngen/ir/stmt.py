@@ -31,39 +31,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from .node import Node, walk
 from .ops import PROOF_OPS
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in device memory. ``axes`` end in the unit-stride axis; ``role`` is input, output
-    or workspace; ``by_head`` maps query heads to positions along ``g`` when ``g`` is an axis."""
-
-    name: str
-    axes: tuple[str, ...]
-    dtype: str
-    role: str
-    by_head: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A captured tensor: elements are read by position, in expressions (``gather``). Its lengths
-    and strides are run-time numbers. With ``of`` it is the summary of another, made at every call:
-    see ``tables.summary``."""
-
-    name: str
-    dtype: str
-    ndim: int
-    of: str = ""
-
-
-@dataclass(frozen=True)
-class Param:
-    """A run-time number; with ``per_batch`` it is an int32 that may differ per batch entry."""
-
-    name: str
-    per_batch: bool
-    dtype: str = "int32"
+from .tensor import Param, Table, Tensor
 
 
 @dataclass(frozen=True)
@@ -183,6 +151,11 @@ class Loop(Stmt):
     visible: Node | None = None
     full: Node | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked of single tiles."""
+        return self.visible is not None or self.full is not None
+
 
 @dataclass(frozen=True)
 class Issue(Stmt):
@@ -270,6 +243,11 @@ class Kernel:
             if t.name == name:
                 return t
         raise KeyError(name)
+
+    @property
+    def packed(self) -> bool:
+        """Do sequences of different lengths lie end to end in its tensors (``pack.py``)?"""
+        return any(t.begin for t in self.tensors)
 
     def size(self, name: str) -> int:
         """A compile-time size. Raises KeyError."""

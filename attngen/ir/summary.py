@@ -14,21 +14,22 @@ import numpy as np
 
 from .node import Node, walk
 from .ops import PROOF_OPS
-from .stmt import Table
+from .tensor import Table
 
 Array = np.ndarray[Any, Any]
 BLOCK = 64
-MOST_BLOCKS = 8  # a kernel that would have to look at more takes anything to be possible
+MOST_BLOCKS = 4  # a kernel that would have to look at more takes anything to be possible
 # A block with an entry beyond FAR is taken to hold anything between ±UNKNOWN: 64-bit sums and small
 # multiples of these do not overflow.
 FAR, UNKNOWN = 1 << 40, 1 << 50
 
 
 def summary(table: Array) -> Array:
-    """int64 [..., blocks, 2]: the least and greatest entry of every block of the last dimension."""
+    """int64 [..., blocks, 2]: the least and greatest entry of every block of the last dimension.
+    An empty table counts as one of a zero: kernels look something up before they know."""
     values = table.astype(np.int64)
-    if values.shape[-1] == 0:
-        values = np.zeros((*values.shape[:-1], 1), np.int64)
+    if not values.size:
+        values = np.zeros([max(n, 1) for n in values.shape], np.int64)
     starts = np.arange(0, values.shape[-1], BLOCK)
     out = np.stack([np.minimum.reduceat(values, starts, axis=-1),
                     np.maximum.reduceat(values, starts, axis=-1)], axis=-1)
@@ -48,10 +49,7 @@ def bound(op: str, blocks: Array, length: int, leading: list[Any], low: Any, hig
     inside = np.ones(low.shape, bool)
     for x, n in zip(leading, blocks.shape, strict=False):
         inside = inside & (x >= 0) & (x < n)
-    where = tuple(np.clip(x, 0, max(n - 1, 0))
-                  for x, n in zip(leading, blocks.shape, strict=False))
-    if 0 in blocks.shape:
-        return np.zeros(low.shape, np.int64)
+    where = tuple(np.clip(x, 0, n - 1) for x, n in zip(leading, blocks.shape, strict=False))
     found = blocks[(*where, begin, which)]
     for n in range(1, MOST_BLOCKS):
         found = pick(found, blocks[(*where, begin + np.minimum(n, count - 1), which)])

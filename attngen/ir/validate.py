@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import VerifyError
+from .bounds import EXTENTS
 from .eval_tensor import interpret_tensors
 from .eval_tile import interpret_tiles
 from .graph import Graph
 from .node import AXES, walk
 from .ops import FLOATS
+from .pack import BEGINS
 
 Array = np.ndarray[Any, Any]
 
@@ -54,15 +56,41 @@ def run_graph(graph: Graph, inputs: dict[str, Array], params: dict[str, Any],
     return {t.name: out[t.name] for t in graph.tensors if t.role == "output"}
 
 
+def packed_problem(graph: Graph) -> tuple[tuple[dict[str, Array], dict[str, Any], dict[str, int]],
+                                          dict[str, Array]]:
+    """A small problem for a packed graph of two sequences, and its answers: ``graph``, not packed,
+    run on each of them alone."""
+    problems = [small_problem(graph, 0, 37, 53), small_problem(graph, 1, 21, 70)]
+    tables = {t.name: problems[0][0][t.name] for t in graph.tables if not t.of}
+    answers = [run_graph(graph, {**inputs, **tables}, params, extents)
+               for inputs, params, extents in problems]
+
+    def end_to_end(name: str, parts: list[dict[str, Array]]) -> Array:
+        axes = [a for a in graph.tensor(name).axes if a != "b"]
+        return np.concatenate([p[name][n] for n, p in enumerate(parts)],
+                              next(n for n, a in enumerate(axes) if a in BEGINS))
+
+    params = {name: np.array([np.broadcast_to(p[name], 2)[n] for n, (_, p, _) in
+                              enumerate(problems)]) for name in problems[0][1]}
+    params |= {begin: np.cumsum(params[EXTENTS[a]]) - params[EXTENTS[a]]
+               for a, begin in BEGINS.items()}
+    inputs = {t.name: end_to_end(t.name, [p[0] for p in problems])
+              for t in graph.tensors if t.role == "input"}
+    extents = {**problems[0][2], **{a: int(max(params[n])) for a, n in EXTENTS.items()}}
+    return ({**inputs, **tables}, params, extents), {
+        name: end_to_end(name, answers) for name in answers[0]}
+
+
 def check_same(name: str, before: Graph, after: Graph) -> None:
     """Compare both graphs on one small problem. Raises VerifyError with the largest difference.
 
     Where values are rounded to a storage type differs between formulations, so graphs that round
     agree to that type's precision only.
     """
-    inputs, params, extents = small_problem(before)
-    first = run_graph(before, inputs, params, extents)
-    second = run_graph(after, inputs, params, extents)
+    packs = any(t.begin for t in after.tensors) and not any(t.begin for t in before.tensors)
+    problem, first = packed_problem(before) if packs else (small_problem(before), {})
+    first = first or run_graph(before, *problem)
+    second = run_graph(after, *problem)
     dtypes = {t.dtype for t in before.tensors}
     tolerance = 4e-2 if "bfloat16" in dtypes else 5e-3 if "float16" in dtypes else 1e-5 \
         if "float32" in dtypes else 1e-10

@@ -13,6 +13,7 @@ from .bounds import EXTENTS
 from .graph import STAGES, Graph, Region, launch_network, region_network
 from .node import AXES, Node, walk
 from .ops import FLOATS, OPS
+from .pack import begin_of
 from .stmt import Kernel
 from .verify_tiles import STORED, check_gather, check_kernel
 
@@ -73,6 +74,7 @@ def check_sizes(graph: Graph) -> None:
 def check_tensors(graph: Graph) -> None:
     """Names are unique identifiers, axes known, every workspace and output written once."""
     sizes = dict(graph.sizes)
+    packed = graph.stage == "placed" and any(t.begin for t in graph.tensors)
     names = [t.name for t in graph.tensors]
     if len(set(names)) != len(names):
         raise VerifyError(f"two tensors share a name: {', '.join(sorted(names))}")
@@ -85,6 +87,12 @@ def check_tensors(graph: Graph) -> None:
             raise VerifyError(f"tensor {t.name}: no tensors of {t.dtype}")
         if t.role not in ("input", "output", "workspace"):
             raise VerifyError(f"tensor {t.name}: unknown role {t.role!r}")
+        if t.begin != (begin_of(t) if packed else ""):
+            raise VerifyError(f"tensor {t.name}{list(t.axes)} ({t.role}) begins at {t.begin!r} in "
+                              f"a {graph.stage} graph {'with' if packed else 'without'} packed "
+                              "tensors")
+        if t.begin and "b" in t.axes:
+            raise VerifyError(f"packed tensor {t.name} has an axis b")
         if "g" in t.axes:
             if t.by_head is None or len(t.by_head) != sizes["heads"]:
                 raise VerifyError(f"tensor {t.name} has axis g but no map of its "

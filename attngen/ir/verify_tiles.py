@@ -23,7 +23,6 @@ from .stmt import (
     Reduce,
     Stmt,
     Store,
-    Table,
     Wait,
     expressions,
     gathered,
@@ -33,6 +32,7 @@ from .stmt import (
     writes,
 )
 from .summary import summarised, summary_of
+from .tensor import Table
 from .verify_placed import BYTES, check_placement
 
 _PLACED_ONLY = (Issue, Commit, Wait, Barrier, LaneReduce)
@@ -148,10 +148,15 @@ def check_gather(tables: tuple[Table, ...], n: Node) -> None:
 
 
 def check_params(kernel: Kernel) -> None:
-    """Exactly the run-time numbers the expressions use, and the two lengths."""
+    """Exactly the run-time numbers the expressions use, the two lengths, and where packed tensors
+    begin."""
     named = [n for n in walk(*expressions(kernel.body)) if n.op == "param"]
     used = {n.attr("name"): "b" in n.axes for n in named}
-    used.update(dict.fromkeys(EXTENTS.values(), False))
+    if stray := [n for n in EXTENTS.values() if used.get(n, kernel.packed) != kernel.packed]:
+        raise VerifyError(f"kernel {kernel.name}: {stray[0]} differs per batch entry where tensors "
+                          "are packed, and there only")
+    used.update(dict.fromkeys(EXTENTS.values(), kernel.packed))
+    used.update((t.begin, True) for t in kernel.tensors if t.begin)
     have = {p.name: p.per_batch for p in kernel.params}
     if used != have or len(have) != len(kernel.params):
         raise VerifyError(f"kernel {kernel.name} uses parameters {used}, declares {have}")

@@ -200,7 +200,8 @@ def _not_four(*given: Any) -> ShapeError | DtypeError:
     for (name, layout), tensor in zip(_LAYOUT.items(), given, strict=True):
         if tensor.is_nested:
             return ShapeError(f"{name} is a nested tensor, expected a dense one {layout}",
-                              remedy="Pass .to_padded_tensor(0.0) and seqlens_k.")
+                              remedy="Make all three with layout=torch.jagged, or pass "
+                                     ".to_padded_tensor(0.0) and seqlens_k.")
         if tensor.dim() != 4:
             return ShapeError(f"{name} has {tensor.dim()} dimensions, expected 4 {layout}",
                               numbers=f"shape {tuple(tensor.shape)}",

@@ -32,7 +32,7 @@ class Packer:
         used = [t for t in tensors if t.name in kernel.tensors]
         # A size given as a parameter is still a size; null is the default of every pointer.
         params = [p for p in kernel.params if p.name not in _SIZES]
-        self._nulls = {f"{p.name}_ptr": 0 for p in params if p.per_batch}
+        self._nulls = {f"{p.name}_ptr": 0 for p in kernel.params if p.per_batch}
         names = (*(p.name for p in params), *self._nulls)
         row = [*_SIZES, *names, *chain.from_iterable(
             (t.name, *(f"{t.name}_stride_{axis}" for axis in t.axes),

@@ -15,14 +15,14 @@ def per_64(table: Tensor) -> Tensor:
     """int64 [..., blocks, 2]: least and greatest of every 64 entries of the last dimension.
 
     A block with an entry beyond 2^40 counts as holding anything from -2^50 to 2^50, so that sums
-    of bounds do not overflow. An empty table has one block of zeros.
+    of bounds do not overflow. An empty table counts as one of a zero.
     """
     import torch
 
     values = table.to(torch.int64)
+    if values.numel() == 0:
+        values = values.new_zeros([max(n, 1) for n in values.shape])
     length = values.shape[-1]
-    if length == 0:
-        return values.new_zeros((*values.shape[:-1], 1, 2))
     if length % _BLOCK:
         more = -length % _BLOCK
         values = torch.cat([values, values[..., -1:].expand(*values.shape[:-1], more)], -1)

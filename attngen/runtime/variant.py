@@ -36,6 +36,7 @@ class Variant:
         self.captures = bool(captured.tensors or captured.numbers)
         self._emulate = emulate
         self._on_host = emulate or plan.target == "cpu"
+        self._packed = "b" not in plan.tensor("q").axes
         self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
         self._workspaces = tuple(t for t in plan.tensors if t.role == "workspace")
         self._summaries = tuple(t for t in plan.tensors if t.of)
@@ -45,17 +46,20 @@ class Variant:
             tables: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """(o, lse) for operands that ``operands.check_tensors`` accepted. ``params`` holds
         q_offset, kv_offset and kv_len, or their ``_ptr``, and captured numbers; ``tables`` the
-        captured tensors."""
+        captured tensors. Where sequences are packed ``batch`` is their number, the lengths are the
+        longest, and ``params`` says where they begin and end (``packed.Packing.numbers``)."""
         heads, groups, head_dim, head_dim_v = self._fixed
         sizes = {"batch": batch, "heads": heads, "groups": groups, "seqlen_q": seqlen_q,
                  "seqlen_k": seqlen_k, "head_dim": head_dim, "head_dim_v": head_dim_v}
-        shape = (batch, heads, seqlen_q, head_dim_v)
+        shape = (*q.shape[:3], head_dim_v)
         o = q.new_empty(shape) if q.is_contiguous() \
             else q.new_empty_strided(shape, operands.ordered_strides(q, shape))
         lse = q.new_empty(shape[:3], dtype=self._lse_dtype)
         if not (batch and seqlen_q):
             return o, lse
         tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+        if self._packed:
+            tensors = {name: t[0] for name, t in tensors.items()}
         for arg in self._workspaces:
             tensors[arg.name] = self._workspace(arg, sizes, q)
         if self._emulate:

@@ -9,7 +9,8 @@ tensors among them) and float32. Widest first, so the struct has no holes.
 
 from __future__ import annotations
 
-from ..ir.stmt import Kernel, Tensor
+from ..ir.stmt import Kernel
+from ..ir.tensor import Tensor
 from .names import c_name
 
 Pairs = tuple[tuple[str, str], ...]

@@ -33,8 +33,8 @@ _VIEWS: dict[type[ir.Stmt], Callable[[Context, Any, Scope], out.StatementView]] 
 
 def visited(kernel: ir.Kernel, loop: ir.Loop, what: str) -> tuple[Code, ...]:
     """Names of the current visited tile ("tile") or the first ("visit"), and of those after it as
-    far as copies are issued ahead; none where a loop visits all."""
-    if loop.visible is None:
+    far as copies are issued ahead; none where a loop asks nothing of single tiles."""
+    if not loop.asks:
         return ()
     ahead = max((s.ahead or 0 for s in ir.statements(kernel.body) if isinstance(s, ir.Issue)),
                 default=0)
@@ -71,11 +71,12 @@ class Body:
 
     def _tiles(self, loop: ir.Loop) -> list[out.StatementView]:
         """What loops ask of single tiles, after the range of tiles is known."""
-        if loop.visible is None and loop.full is None:
+        if not loop.asks:
             return []
         visible, full = (self._asked(n, loop.axis) for n in (loop.visible, loop.full))
         return [out.TilesView((), Code(loop.axis), TILE[loop.axis], self.context.size(loop.axis),
-                              c_name(loop.begin), c_name(loop.end), visible, full,
+                              c_name(loop.begin), c_name(loop.end), c_name(loop.full_begin),
+                              c_name(loop.full_end), visible, full,
                               visited(self.kernel, loop, "visit"))]
 
     def _asked(self, asked: Node | None, axis: str) -> Condition | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import VerifyError
 from ..ir import stmt as ir
 from ..ir.node import Node, make, value, walk
+from ..ir.tensor import Tensor
 from . import statements_cpu as out
 from .abi import stride_name
 from .code import Code, comment
@@ -208,7 +209,7 @@ class Body:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _place(self, tensor: ir.Tensor, v: ir.Value) -> tuple[Code, Code]:
+    def _place(self, tensor: Tensor, v: ir.Value) -> tuple[Code, Code]:
         """Address of the tile ``v`` in its tensor, and the stride from row to row."""
         at = offset(tensor, {a: f"{a}_first" for a in v.axes if a not in "de"})
         start = Code(local_name(tensor.name) + (f" + {at}" if at else ""))

@@ -87,12 +87,27 @@ class Context:
         name = SIZE[axis]
         return Code(name) if name.isupper() else self.param(name)
 
-    def late_pointer(self, tensor: str) -> Line | None:
-        """The declaration of a tensor's pointer, at its first store if that is its first use."""
+    def stored_size(self, axis: str, tensor: str) -> Code:
+        """The true extent of an axis at a store to ``tensor``. What packed kernels have read from
+        memory is read again after the loop, so that it takes no register through it."""
+        size = self.size(axis)
+        again = self.kernel.packed and tensor in self.late and not size.isupper()
+        return Code(f"{size}_again") if again else size
+
+    def late_lines(self, tensor: str, axes: tuple[str, ...]) -> tuple[Line, ...]:
+        """Declarations at a tensor's first store, if that is its first use: its pointer, and what
+        ``stored_size`` calls its extents."""
         if tensor not in self.late or tensor in self.used:
-            return None
+            return ()
+        lines = []
+        for axis in axes:
+            size, name = self.size(axis), self.stored_size(axis, tensor)
+            if name != size and name not in self.used:
+                self.used.add(name)
+                lines.append(Line(Code(f"const int {name} = load_global(params.{size}_ptr + b);"),
+                                  Code("")))
         self.used.add(tensor)
-        return self.tensors[tensor].declaration
+        return (*lines, self.tensors[tensor].declaration)
 
     # -- a thread's share ----------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def issue(context: Context, stmt: ir.Issue, scope: Scope) -> out.IssueView:
 
 def tile_number(loop: ir.Loop, inside: bool, ahead: int) -> Code:
     """The number of the tile ``ahead`` visited ones on."""
-    if loop.visible is not None:
+    if loop.asks:
         return Code(f"{loop.axis}_tile{ahead or ''}" if inside else f"{loop.axis}_visit{ahead}")
     start = f"{loop.axis}_tile" if inside else c_name(loop.begin)
     return Code(f"{start} + {ahead}" if ahead else start)

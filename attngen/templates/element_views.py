@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir import stmt as ir
+from ..ir.tensor import Tensor
 from . import statements as out
 from .code import Code
 from .context import Context, Scope
@@ -50,7 +51,8 @@ def store(context: Context, stmt: ir.Store, scope: Scope) -> out.Elements | out.
     if value.space == "fragment" and _whole_chunks(context, value, tensor):
         return _store_rows(context, value, tensor)
     at = offset(tensor, {a: a for a in value.axes})
-    checks = context.outside(value.axes)
+    checks = [f"{a} < {context.stored_size(a, stmt.tensor)}" for a in value.axes
+              if context.padded(a)]
     if value.space == "row":  # lanes that share a row agree on its value: one of them stores
         checks.insert(0, f"lane % {4 if context.shape.engine == 'mma' else 16} == 0")
         context.used.add("lane")
@@ -58,10 +60,10 @@ def store(context: Context, stmt: ir.Store, scope: Scope) -> out.Elements | out.
     lines = (Code(f"if ({' && '.join(checks)}) {{"),
              Code(f"    store_global({c_name(tensor.name)} + {at}, {text});"), Code("}"))
     return out.Elements((), context.nest(value.axes, set(value.axes)), lines,
-                        pointer_line=context.late_pointer(tensor.name))
+                        late=context.late_lines(tensor.name, value.axes))
 
 
-def _whole_chunks(context: Context, value: ir.Value, tensor: ir.Tensor) -> bool:
+def _whole_chunks(context: Context, value: ir.Value, tensor: Tensor) -> bool:
     """Can a thread store 16 bytes at once? Rows must be aligned and end on a whole chunk, and its
     columns must lie (or be brought) side by side."""
     rows, cols = context.shape.ordered(value)
@@ -74,7 +76,7 @@ def _whole_chunks(context: Context, value: ir.Value, tensor: ir.Tensor) -> bool:
         not half and context.shape.columns(cols).quads > 0)
 
 
-def _store_rows(context: Context, value: ir.Value, tensor: ir.Tensor) -> out.StoreRows:
+def _store_rows(context: Context, value: ir.Value, tensor: Tensor) -> out.StoreRows:
     rows, cols = context.shape.ordered(value)
     context.used |= {"lane", "row0"}
     if context.shape.engine == "mma":
@@ -83,7 +85,8 @@ def _store_rows(context: Context, value: ir.Value, tensor: ir.Tensor) -> out.Sto
     beyond = context.shape.engine == "mma" and value.shape[-1] % 32 != 0
     return out.StoreRows(
         (), src=c_name(value.name), pointer=c_name(tensor.name),
-        row_offset=offset(tensor, {rows: rows}), row=Code(rows), row_bound=context.size(rows),
+        row_offset=offset(tensor, {rows: rows}), row=Code(rows),
+        row_bound=context.stored_size(rows, tensor.name),
         bound=context.size(cols) if context.padded(cols) or beyond else None,
         element=Code(ELEMENT[tensor.dtype]), columns=context.shape.columns(cols),
-        pointer_line=context.late_pointer(tensor.name))
+        late=context.late_lines(tensor.name, value.axes))

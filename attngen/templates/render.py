@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import VerifyError
 from ..ir.stmt import Kernel
 from .abi import Pairs, params_fields
+from .block_order import block_order
 from .device import device_text
 from .environment import render_template
 from .geometry import SIZE
@@ -45,7 +46,7 @@ def render_cuda(kernel: Kernel, target: str) -> RenderedKernel:
     tile = {g.axis: g.tile for g in kernel.grid}
     if set(tile) != {kernel.keep, "h", "b"}:
         raise VerifyError(f"{kernel.name}: the grid of a CUDA kernel is {kernel.keep}, h and b")
-    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
+    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in block_order(kernel).axes)
     return RenderedKernel(view.entry, text, params_fields(kernel), (x, y, z),
                           32 * kernel.schedule.warps, kernel.shared_bytes)
 

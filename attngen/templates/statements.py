@@ -39,13 +39,13 @@ class StatementView:
 @dataclass(frozen=True)
 class Elements(StatementView):
     """The same lines for every element a thread owns; only under ``guard``, if there is one.
-    ``pointer_line`` declares the tensor's pointer first where nothing else needs it."""
+    ``late`` declares first what nothing before needed."""
 
     kind: ClassVar[str] = "elements"
     nest: Nest | None
     lines: tuple[Code, ...]
     guard: Code | None = None
-    pointer_line: Line | None = None
+    late: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class StoreRows(StatementView):
     bound: Code | None
     element: Code
     columns: Columns
-    pointer_line: Line | None = None
+    late: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class Ring:
 
 @dataclass(frozen=True)
 class TilesView(StatementView):
-    """What loops over ``axis`` ask of a tile, as functions of its number. With ``visible`` the
-    first visited tiles, as many as loops keep track of, are called ``visits``."""
+    """What loops over ``axis`` ask of a tile, as functions of its number. The first visited tiles,
+    as many as loops keep track of, are called ``visits``."""
 
     kind: ClassVar[str] = "tiles"
     axis: Code
@@ -179,6 +179,8 @@ class TilesView(StatementView):
     size: Code
     begin: Code
     end: Code
+    full_begin: Code
+    full_end: Code
     visible: Condition | None
     full: Condition | None
     visits: tuple[Code, ...]
@@ -189,7 +191,7 @@ class LoopView(StatementView):
     """Tiles of ``axis``; ``partial`` is whether the body asks if a tile is full, ``first``
     whether it asks where the tile begins. ``asked``: whether a tile in the full range is full is
     a question of its own. ``upcoming`` names the current visited tile and those that copies are
-    issued for, ``visits`` what they start with; empty when every tile in the range is visited."""
+    issued for, ``visits`` what they start with; empty when nothing is asked of single tiles."""
 
     kind: ClassVar[str] = "loop"
     axis: Code

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import VerifyError
-from ..ir.stmt import Table, Tensor, Value
+from ..ir.bounds import EXTENTS
+from ..ir.stmt import Kernel, Value
+from ..ir.tensor import Table, Tensor
 from .abi import stride_name
 from .code import Code, comment
 from .geometry import TILE, Geometry
@@ -100,16 +102,33 @@ class TensorView:
     declaration: Line
 
 
-def tensor_view(tensor: Tensor, head: str) -> TensorView:
-    """``head`` is the name of the block's position along ``g`` for this tensor."""
-    index = {"b": "b", "h": "h", "g": head}
+def tensor_view(tensor: Tensor, head: str, again: bool) -> TensorView:
+    """``head`` is the name of the block's position along ``g`` for this tensor; ``again`` as for
+    ``block_start``."""
     name, element = c_name(tensor.name), ELEMENT[tensor.dtype]
-    terms = [f"params.{name}"]
-    terms += [f"{index[a]} * params.{stride_name(tensor, a)}" for a in tensor.axes if a in index]
     pointer = Code(f"const {element}*" if tensor.role == "input" else f"{element}*")
-    within = " ".join(a for a in tensor.axes if a not in index)
-    return TensorView(name, pointer, Line(Code(f"{pointer} {name} = {' + '.join(terms)};"),
+    within = " ".join(a for a in tensor.axes if a not in "bhg")
+    start = block_start(tensor, head, again)
+    return TensorView(name, pointer, Line(Code(f"{pointer} {name} = {start};"),
                                           comment(f"[{within}]")))
+
+
+def block_start(tensor: Tensor, head: str, again: bool = False) -> Code:
+    """Where the rows of this block's batch entry and head begin; ``again``: in a packed tensor
+    the beginning is read from memory here."""
+    index = {"b": "b", "h": "h", "g": head}
+    position = {a: index[a] for a in tensor.axes if a in index}
+    if tensor.begin:
+        begin = c_name(tensor.begin)
+        at = f"load_global(params.{begin}_ptr + b)" if again else begin
+        position |= {a: at for a in tensor.axes if a in EXTENTS}
+    at = offset(tensor, position)
+    return Code(f"params.{c_name(tensor.name)}" + (f" + {at}" if at else ""))
+
+
+def begins(kernel: Kernel) -> set[str]:
+    """The parameters at which packed tensors begin."""
+    return {t.begin for t in kernel.tensors if t.begin}
 
 
 def copy_source(tile: SharedTile, tensor: Tensor, row_axis: str) -> Line:
@@ -121,7 +140,7 @@ def copy_source(tile: SharedTile, tensor: Tensor, row_axis: str) -> Line:
 
 
 def offset(tensor: Tensor, position: dict[str, str]) -> Code:
-    """Elements from the block's start to ``position`` (axis -> index expression) of ``tensor``."""
+    """Elements to ``position`` (axis -> index expression) of ``tensor``."""
     terms = []
     for axis in tensor.axes:
         if axis in position and position[axis] != "0":

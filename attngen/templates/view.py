@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.node import walk
-from ..ir.stmt import Kernel, Map, Value
+from ..ir.stmt import Kernel, Value
 from .abi import params_fields
+from .block_order import block_order
 from .body import Body
 from .code import Code, comment
 from .context import Context
 from .expressions import c_type
 from .geometry import SIZE, TILE, Columns, Geometry, geometry
+from .lifetimes import stored_last
 from .names import c_name, entry_name
 from .statements import Line, StatementView
 from .storage import (
@@ -19,6 +20,7 @@ from .storage import (
     LaneOffset,
     SharedTile,
     TensorView,
+    begins,
     by_head_divisor,
     copy_source,
     table_field,
@@ -84,7 +86,11 @@ class KernelView:
     keep_tile: Code
     keep_size: Code
     keep_last: bool
+    block_b: Code
+    block_h: Code
+    block_keep: Code
     reversed_blocks: bool
+    idle: Code | None
     rings: tuple[int, ...]
     copies: str
     declared: tuple[Code, ...]
@@ -98,6 +104,7 @@ def view_cuda(kernel: Kernel, target: str) -> KernelView:
     context = Context(kernel, shape, tensors)
     body = Body(context)
     keep_size = context.size(shape.keep)
+    order = block_order(kernel)
     columns = tuple(shape.columns(a) for a in _column_axes(kernel, shape))
     return KernelView(
         entry=entry_name(kernel),
@@ -126,7 +133,11 @@ def view_cuda(kernel: Kernel, target: str) -> KernelView:
         keep_tile=TILE[shape.keep],
         keep_size=keep_size,
         keep_last=f"{shape.keep}_last" in context.used,
-        reversed_blocks=_bounds_move(kernel, shape.keep),
+        block_b=order.number("b"),
+        block_h=order.number("h"),
+        block_keep=order.number(shape.keep),
+        reversed_blocks=order.reversed,
+        idle=_idle(kernel, keep_size, order.reversed),
         rings=context.rings,
         copies="async" if kernel.schedule.vector_bytes == 16 else "scalar",
         declared=body.declarations(()),
@@ -139,11 +150,13 @@ def _column_axes(kernel: Kernel, shape: Geometry) -> tuple[str, ...]:
     return tuple(sorted({a for v in spread for a in v.axes if a != shape.keep}, reverse=True))
 
 
-def _bounds_move(kernel: Kernel, keep: str) -> bool:
-    """Do the loop bounds depend on the row tile? Then later tiles have more to do, or as much."""
-    bounds = [m for m in kernel.body if isinstance(m, Map) and not m.axes]
-    return any(n.op in ("first", "last") and n.attr("axis") == keep
-               for m in bounds for n in walk(*m.exprs))
+def _idle(kernel: Kernel, keep_size: Code, reverse: bool) -> Code | None:
+    """When a block of the grid, which is that of the longest sequence, is past the end of its own
+    sequence. Blocks counted from the end on are before its beginning."""
+    if not kernel.packed:
+        return None
+    first = f"{kernel.keep}_first"
+    return Code(f"{first} < 0" if reverse else f"{first} >= {keep_size}")
 
 
 def _row_step(shape: Geometry) -> Code:
@@ -162,6 +175,7 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...],
                                       dict[str, TensorView]]:
     """Head positions along ``g``, one per distinct map, and the tensors moved to them."""
     names: dict[tuple[int, ...] | None, str] = {}
+    late = stored_last(kernel)
     lines, tables, views = [], [], {}
     for tensor in kernel.tensors:
         if "g" in tensor.axes and tensor.by_head not in names:
@@ -176,7 +190,8 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...],
                 text = f"const int {name} = h / {divisor};" if divisor > 1 else (
                     f"const int {name} = h;")
             lines.append(Line(Code(text), comment("key/value head of query head h")))
-        views[tensor.name] = tensor_view(tensor, names.get(tensor.by_head, "h"))
+        views[tensor.name] = tensor_view(tensor, names.get(tensor.by_head, "h"),
+                                         tensor.name in late)
     return tuple(lines), tuple(tables), views
 
 
@@ -202,7 +217,7 @@ def _fields(kernel: Kernel) -> tuple[Line, ...]:
 def _params(kernel: Kernel, used: set[str]) -> tuple[Line, ...]:
     lines = []
     for p in kernel.params:
-        if p.name not in used:
+        if p.name not in used | begins(kernel):
             continue
         name = c_name(p.name)
         value = f"params.{name}"

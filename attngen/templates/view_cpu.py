@@ -7,15 +7,16 @@ from math import prod
 
 from ..errors import ScheduleError, VerifyError
 from ..ir.node import walk
-from ..ir.stmt import Kernel, Map, Tensor, Value
-from .abi import Pairs, params_fields, stride_name
+from ..ir.stmt import Kernel, Map, Value
+from ..ir.tensor import Tensor
+from .abi import Pairs, params_fields
 from .body_cpu import ELEMENT, EXTENT, Body, local_name
 from .code import Code, comment
 from .expressions import c_type
 from .geometry import SIZE
 from .names import c_name, entry_name
 from .statements import StatementView
-from .storage import by_head_divisor, table_field
+from .storage import begins, block_start, by_head_divisor, table_field
 from .view import Constant, HeadTable, Line
 
 BYTES = {"float64": 8, "float32": 4, "int32": 4, "int64": 8, "bool": 1}
@@ -45,6 +46,7 @@ class KernelView:
     keep_what: Code
     keep_last: bool
     longest_first: bool
+    packed: bool
     work: Code
     body: tuple[StatementView, ...]
 
@@ -82,6 +84,7 @@ def view_cpu(kernel: Kernel) -> KernelView:
         keep_what=_PLURAL[kernel.keep],
         keep_last=f"{kernel.keep}_last" in body.used,
         longest_first=_bounds_move(kernel),
+        packed=kernel.packed,
         work=_work(kernel),
         body=statement_views,
     )
@@ -144,13 +147,11 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...], t
 
 
 def _tensor(tensor: Tensor, head: str) -> Line:
-    index = {"b": "b", "h": "h", "g": head}
-    terms = [f"params.{c_name(tensor.name)}"]
-    terms += [f"{index[a]} * params.{stride_name(tensor, a)}" for a in tensor.axes if a in index]
-    const = "const " if tensor.role == "input" else ""
+    pointer = f"const {ELEMENT[tensor.dtype]}*" if tensor.role == "input" else (
+        f"{ELEMENT[tensor.dtype]}*")
     shape = " ".join(f"{a}:{SIZE[a]}" for a in tensor.axes if a in SIZE)
-    text = f"{const}{ELEMENT[tensor.dtype]}* {local_name(tensor.name)} = {' + '.join(terms)};"
-    return Line(Code(text), comment(f"[{shape}]"))
+    return Line(Code(f"{pointer} {local_name(tensor.name)} = {block_start(tensor, head)};"),
+                comment(f"[{shape}]"))
 
 
 def _fields(kernel: Kernel) -> tuple[Line, ...]:
@@ -178,7 +179,7 @@ def _fields(kernel: Kernel) -> tuple[Line, ...]:
 def _params(kernel: Kernel, used: set[str]) -> tuple[Line, ...]:
     lines = []
     for p in kernel.params:
-        if p.name not in used:
+        if p.name not in used | begins(kernel):
             continue
         field = f"params.{c_name(p.name)}"
         value = f"{field}_ptr ? {field}_ptr[b] : {field}" if p.per_batch else field

@@ -16,7 +16,7 @@ BEGIN = "// ==== attngen device layer: begin ===="
 END = "// ==== attngen device layer: end ===="
 
 # Order of inclusion; a file may use those before it. "types" is always there.
-ORDER = ("types", "thread", "shared", "async_copy", "matrix", "convert", "global", "table", "math",
+ORDER = ("types", "thread", "shared", "async_copy", "matrix", "convert", "global", "math", "table",
          "ops")
 
 
@@ -30,7 +30,7 @@ def device_text(files: Iterable[str], language: str = "cuda") -> str:
     if unknown := wanted - set(ORDER):
         raise UnknownNameError("device file", min(unknown), ORDER)
     if "table" in wanted:
-        wanted |= {"convert", "global"}
+        wanted |= {"convert", "global", "math"}
     if "ops" in wanted:
         wanted.add("math")
     parts = [f"// -- device/{name}\n{_read(language, name)}" for name in ORDER if name in wanted]

@@ -26,12 +26,12 @@ INLINE i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b) * 
 
 // Least and greatest of table[..., low ... high], at most, from `blocks` with those of every 64
 // elements: table_min(low, high, length, blocks, index, size, stride, ...), a triple per leading
-// dimension of `blocks`. What would take more than 8 blocks, or a block with numbers that sums
+// dimension of `blocks`. What would take more than 4 blocks, or a block with numbers that sums
 // might overflow with, may hold anything.
 template <bool GREATEST> INLINE i64 in_range(i64 low, i64 high, int length, const i64* blocks) {
     const i64 last = max_i64(length - 1, 0);
     const i64 begin = min_i64(max_i64(low, 0), last) / 64, end = min_i64(max_i64(high, 0), last) / 64;
-    if (end - begin >= 8) return GREATEST ? 1LL << 50 : -(1LL << 50);
+    if (end - begin >= 4) return GREATEST ? 1LL << 50 : -(1LL << 50);
     i64 found = blocks[2 * begin + GREATEST];
     for (i64 n = begin + 1; n <= end; ++n) {
         const i64 x = blocks[2 * n + GREATEST];

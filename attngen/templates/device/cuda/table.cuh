@@ -1,6 +1,6 @@
 // Elements of captured tensors, by position. A position outside the tensor gives 0: what a score
-// or a mask reads need not be as long as the sequence. Compositions only. Needs global.cuh and
-// convert.cuh.
+// or a mask reads need not be as long as the sequence. Compositions only. Needs global.cuh, math.cuh
+// and convert.cuh.
 
 // What arithmetic takes of a stored element.
 template <typename T> DEVICE_FN T plain(T x) { return x; }
@@ -28,25 +28,30 @@ DEVICE_FN i64 mod_i64(i64 a, i64 b) { return b == 0 ? 0 : a - floordiv_i64(a, b)
 
 // Least and greatest of table[..., low ... high], at most, from `blocks` with those of every 64
 // elements: table_min(low, high, length, blocks, index, size, stride, ...), a triple per leading
-// dimension of `blocks`. What would take more than 8 blocks, or a block with numbers that sums
-// might overflow with, may hold anything.
+// dimension of `blocks`, of which none is empty. What would take more than 4 blocks, or a block with
+// numbers that sums might overflow with, may hold anything. All 4 are loaded, some twice, as loads
+// that wait for no branch overlap.
 template <bool GREATEST> DEVICE_FN i64 in_range(i64 low, i64 high, int length, const i64* blocks) {
-    const i64 last = max_i64(length - 1, 0);
-    const i64 begin = min_i64(max_i64(low, 0), last) / 64, end = min_i64(max_i64(high, 0), last) / 64;
-    if (end - begin >= 8) return GREATEST ? 1LL << 50 : -(1LL << 50);
+    const int last = max_i32(length - 1, 0);
+    const int begin = static_cast<int>(min_i64(max_i64(low, 0), last)) / 64;
+    const int end = static_cast<int>(min_i64(max_i64(high, 0), last)) / 64;
     i64 found = load_global(blocks + 2 * begin + GREATEST);
-    for (i64 n = begin + 1; n <= end; ++n) {
-        const i64 x = load_global(blocks + 2 * n + GREATEST);
+    #pragma unroll
+    for (int n = 1; n < 4; ++n) {
+        const i64 x = load_global(blocks + 2 * max_i32(begin, min_i32(begin + n, end)) + GREATEST);
         found = GREATEST ? max_i64(found, x) : min_i64(found, x);
     }
-    if (low < 0 || high >= length) found = GREATEST ? max_i64(found, 0) : min_i64(found, 0);
-    return found;
+    const i64 zero = low < 0 || high >= length ? 0 : found;
+    const i64 both = GREATEST ? max_i64(found, zero) : min_i64(found, zero);
+    return end - begin < 4 ? both : GREATEST ? 1LL << 50 : -(1LL << 50);
 }
 template <bool GREATEST, typename I, typename... Rest>
 DEVICE_FN i64 in_range(i64 low, i64 high, int length, const i64* blocks, I index, int size,
                        i64 stride, Rest... rest) {
-    if (index < 0 || index >= size) return 0;
-    return in_range<GREATEST>(low, high, length, blocks + index * stride, rest...);
+    const bool inside = index >= 0 && index < size;
+    const i64 found = in_range<GREATEST>(low, high, length, blocks + (inside ? index : I(0)) * stride,
+                                         rest...);
+    return inside ? found : 0;
 }
 template <typename... Rest> DEVICE_FN i64 table_min(i64 low, i64 high, Rest... rest) {
     return in_range<false>(low, high, rest...);
