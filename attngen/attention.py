@@ -140,7 +140,8 @@ class Attention:
                               seqlen_q, seqlen_k, shift)
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
-            tables, values = variant.captured.bind(q, self._given(q, params, sinks))
+            tables, values = variant.captured.bind(
+                q, self._given(q, params, sinks), batch)
             numbers |= values
         self._latest = variant
         o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers, tables)

@@ -69,13 +69,16 @@ class Lowered:
 def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowered:
     """Every pass in order. Raises TraceError, ScheduleError or VerifyError."""
     from .ir.build import build_forward
-    from .ir.capture import Captures
+    from .ir.capture import Captures, batch_dimensions
     from .templates.names import c_name
 
     captures = Captures()
-    lowered = lower_graph(build_forward(spec, options.dtype, captures), options, record)
+    graph = build_forward(spec, options.dtype, captures)
+    by_batch = batch_dimensions(*(root for region in graph.regions for root in region.roots))
+    lowered = lower_graph(graph, options, record)
     return replace(lowered, captured=Captured(
-        tuple(CapturedTensor(str(c_name(t.name)), t.dtype, t.ndim, t.source, t.spoken)
+        tuple(CapturedTensor(str(c_name(t.name)), t.dtype, t.ndim, t.source, t.spoken,
+                             by_batch.get(t.name, ()))
               for t in captures.tables),
         tuple(CapturedNumber(str(c_name(n.name)), n.dtype, n.source, n.spoken)
               for n in captures.numbers)))

@@ -127,6 +127,20 @@ def test_captured_tensors_that_do_not_fit(given: Any, error: type[Exception], te
         attn(*make_qkv(s, 1, 9), params={"bias": given})
 
 
+def test_a_tensor_read_at_the_batch_entry_has_one_for_each() -> None:
+    ids = torch.zeros(2, 9, dtype=torch.int32)
+    attn = ag.compile(spec(mask=lambda b, h, i, j: ids[b, i] == ids[b, j]), target="cpu")
+    attn(*make_qkv(spec(), 2, 9))
+    with pytest.raises(errors.ShapeError, match="ids has 2 entries along dimension 0") as refused:
+        attn(*make_qkv(spec(), 3, 9))
+    assert "the call has 3" in str(refused.value)
+    attn(*make_qkv(spec(), 3, 9), params={"ids": torch.zeros(3, 9, dtype=torch.int32)})
+    q, k, v = make_qkv(spec(), 1, 9)
+    cu = torch.tensor([0, 4, 5, 9], dtype=torch.int32)
+    with pytest.raises(errors.ShapeError, match="the call has 3"):
+        attn(q, k, v, cu_seqlens_q=cu)
+
+
 def test_a_dynamic_number_is_an_argument() -> None:
     width, cap = ag.dynamic(8, name="w"), ag.dynamic(30.0)
     s = spec(mask=lambda b, h, i, j: i - j < width * 2,

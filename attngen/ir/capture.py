@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import TraceError
 from .naming import kernel_name
-from .node import Node, make, param
+from .node import Node, make, param, walk
 
 _REGISTER = {"bool": "bool", "uint8": "int32", "int8": "int32", "int16": "int32", "int32": "int32",
              "int64": "int64", "float16": "float", "bfloat16": "float", "float32": "float",
@@ -39,6 +39,17 @@ class Number:
     dtype: str
     source: Any = field(compare=False, repr=False)
     spoken: str = ""
+
+
+def batch_dimensions(*roots: Node) -> dict[str, tuple[int, ...]]:
+    """By name of a captured tensor, its dimensions that are read at the batch entry: they need as
+    many entries as there are in a call."""
+    found: dict[str, set[int]] = {}
+    for n in walk(*roots):
+        if n.op == "gather":
+            found.setdefault(n.attr("name"), set()).update(
+                d for d, at in enumerate(n.args) if at.op == "idx" and at.attr("axis") == "b")
+    return {name: tuple(sorted(dims)) for name, dims in found.items()}
 
 
 # What kernels call their own arguments, now or in phases to come.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ _SIDE = 4  # a block holds so many tiles, or smaller blocks, along each side
 _FEW = 1 << 13  # tiles that are looked at one by one at once
 _CHUNK = 1 << 15  # tiles evaluated at a time: operands stay in the cache
 _MOST_BLOCKS = 1 << 12  # blocks to begin with
+_THREADS = 4  # stripes that are looked at together: NumPy lets other threads run
 _STRIPE = 1 << 21  # tiles whose runs are collected before they are joined
 
 
@@ -41,17 +44,21 @@ def refine(sheet: Sheet) -> Lines:
     while size >= _SIDE:
         levels[size], size = Blocks(sheet, size), size // _SIDE
     largest = max(levels)
-    stripes = []
-    high = max(1, _STRIPE // (largest * width))  # one after the other: each is joined to few runs
-    for top in range(0, -(-height // largest), high):
+    high = max(1, _STRIPE // (largest * width))  # each is joined to few runs when it is known
+
+    def stripe(top: int) -> Lines:
         rows, columns = (x.ravel() for x in np.mgrid[
             top:min(top + high, -(-height // largest)), :-(-width // largest)])
         found = np.concatenate([np.zeros((0, 5), np.int32),
                                 *_look(points, levels, largest, rows, columns)])
         found[:, :2] -= top * largest
-        stripes.append(lines_of_rectangles(
-            found, min(high * largest, height - top * largest)))
-    return joined(stripes)
+        return lines_of_rectangles(found, min(high * largest, height - top * largest))
+
+    tops = range(0, -(-height // largest), high)
+    if len(tops) == 1:
+        return stripe(0)
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        return joined(pool.map(stripe, tops))
 
 
 def corner(sheet: Sheet, height: int, width: int) -> Array:

@@ -22,13 +22,15 @@ _INT32 = 2**31
 
 class CapturedTensor(NamedTuple):
     """A tensor argument beside q, k and v. ``name`` is the kernel's, ``spoken`` the user's;
-    ``source`` is the tensor bound, None for one that every call must give."""
+    ``source`` is the tensor bound, None for one that every call must give. ``batch_dims`` are
+    the dimensions read at the batch entry."""
 
     name: str
     dtype: str
     ndim: int
     source: Any
     spoken: str
+    batch_dims: tuple[int, ...] = ()
 
 
 class CapturedNumber(NamedTuple):
@@ -46,10 +48,10 @@ class Captured(NamedTuple):
     tensors: tuple[CapturedTensor, ...] = ()
     numbers: tuple[CapturedNumber, ...] = ()
 
-    def bind(self, like: Tensor, given: Mapping[str, Any],
+    def bind(self, like: Tensor, given: Mapping[str, Any], batch: int = 1,
              ) -> tuple[dict[str, Tensor], dict[str, int | float]]:
         """Tensors and numbers by the kernel's names, ``given`` ones (by the user's names) in place
-        of those bound. ``like`` is q.
+        of those bound. ``like`` is q, ``batch`` the number of batch entries or sequences.
 
         Raises UnknownNameError for a name nobody captured, CapturedError for one that several did
         or that is missing, DtypeError, ShapeError, DeviceError and BackwardNotDeliveredError.
@@ -67,11 +69,12 @@ class Captured(NamedTuple):
                                     where="params", remedy="Give them different names in the "
                                     "mask or score, or change the objects themselves.")
             chosen[spoken[name][0]] = value
-        tensors = {t.name: _checked(t, chosen.get(t.name, t.source), like) for t in self.tensors}
+        tensors = {t.name: _checked(t, chosen.get(t.name, t.source), like, batch)
+                   for t in self.tensors}
         return tensors, {n.name: _number(n, chosen) for n in self.numbers}
 
 
-def _checked(wanted: CapturedTensor, tensor: Any, like: Tensor) -> Tensor:
+def _checked(wanted: CapturedTensor, tensor: Any, like: Tensor, batch: int) -> Tensor:
     name = wanted.spoken or wanted.name
     if not hasattr(tensor, "data_ptr"):
         raise CapturedError(f"{name} is missing" if tensor is None else
@@ -84,6 +87,12 @@ def _checked(wanted: CapturedTensor, tensor: Any, like: Tensor) -> Tensor:
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}",
                          numbers=f"expected {wanted.ndim} dimensions, each below 2^31",
                          remedy="Lengths may change between calls, dimensions may not.")
+    for dim in wanted.batch_dims:
+        if tensor.shape[dim] < batch:
+            raise ShapeError(
+                f"{name} has {tensor.shape[dim]} entries along dimension {dim}, which is read at "
+                "the batch entry", numbers=f"shape {tuple(tensor.shape)}, the call has {batch}",
+                remedy="Give it an entry for each, or do not index it by b.")
     copies = getattr(tensor, "attngen_copies", None)
     if copies is not None and tensor.device != like.device:  # a table that a pattern made
         if like.device not in copies:
