@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .autograd import Recorded, recorded
 from .errors import (
-    BackwardNotDeliveredError,
     CapturedError,
     DtypeError,
     NotDeliveredError,
@@ -14,12 +15,14 @@ from .errors import (
     SpecError,
     UnknownNameError,
 )
-from .runtime import jagged, operands, packed
+from .runtime import jagged, operands, packed, positions
+from .runtime.backward import BackwardPlans, BackwardVariant
 from .runtime.captured import Captured
 from .runtime.operands import Heads
 from .runtime.plan import Plan
+from .runtime.positions import Positions
 from .runtime.targets import Target, default_target, get_target
-from .runtime.variant import Variant
+from .runtime.variant import Problem, Variant
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 
 PlanFor = Callable[[str, bool, bool], tuple[Plan, Captured]]
+BackwardFor = Callable[[str, bool, bool, frozenset[str]], BackwardPlans]
 
 
 class Description(Protocol):
@@ -51,20 +55,22 @@ class Attention:
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
     target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized, packed)`` gives the
     kernels of one variant and what they captured: by dtype, by whether rows can be read 16 bytes at
-    a time, and by whether sequences lie end to end.
+    a time, and by whether sequences lie end to end; ``backward_for`` those of its gradients, also
+    by the names of the captured tensors that want some.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
-                 describe: Description) -> None:
+                 backward_for: BackwardFor, describe: Description) -> None:
         self.spec = spec
         self.target = get_target(target) if isinstance(target, str) else target
         self.emulate = emulate
-        self._plan_for = plan_for
+        self._plan_for, self._backward_for = plan_for, backward_for
         self._describe = describe
         assert spec.head_dim_v is not None
         self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
         self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
         self._variants: dict[tuple[Any, bool, bool], Variant] = {}
+        self._backwards: dict[tuple[Any, ...], BackwardVariant] = {}
         self._latest: Variant | None = None
 
     def __call__(
@@ -103,8 +109,7 @@ class Attention:
 
         Raises the classes of ``attngen.errors`` for what does not fit: ShapeError, HeadsError,
         DtypeError, DeviceError, NonUnitStrideError, CapturedError, UnknownNameError,
-        BackwardNotDeliveredError, NotDeliveredError;
-        the first call may also raise CompileError or NoCompilerError.
+        NotDeliveredError; the first call may also raise CompileError or NoCompilerError.
         """
         if not (dropout_p == 0.0 and seed is None):
             raise _not_delivered(dropout_p=dropout_p or None, seed=seed)
@@ -113,8 +118,6 @@ class Attention:
             nested = jagged.unpacked(q, k, v)
             q, k, v, packing, _ = nested
         batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
-        if q.requires_grad or k.requires_grad or v.requires_grad:
-            _refuse_grad(q, k, v)
         itemsize = q.element_size()
         vectorized = operands.is_vectorized(q, itemsize, "q")
         vectorized &= operands.is_vectorized(k, itemsize, "k")
@@ -129,26 +132,45 @@ class Attention:
         variant = self._variants.get(kind) or self._variant(*kind)
 
         shift: int | Tensor = seqlen_k - seqlen_q
-        numbers: dict[str, Any] = {"q_offset": shift, "kv_offset": 0, "kv_len": seqlen_k}
-        kept = None
         if packing is not None:
             batch, seqlen_q, seqlen_k = packing.batch, packing.q.longest, packing.k.longest
             shift = packing.shift()
-            numbers |= {**packing.numbers(), "kv_len": seqlen_k}
-        if not (q_offset is None and kv_offset is None and seqlens_k is None and packing is None):
-            kept = _positions(numbers, q_offset, kv_offset, seqlens_k, batch, q.device,
-                              seqlen_q, seqlen_k, shift)
+        if q_offset is None and kv_offset is None and seqlens_k is None and packing is None:
+            where = Positions(shift, 0, seqlen_k)
+        else:
+            where = positions.given(q_offset, kv_offset, seqlens_k, batch, q.device, seqlen_q,
+                                    seqlen_k, shift)
+        numbers = where.numbers()
+        if packing is not None:
+            numbers |= packing.numbers()
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
             tables, values = variant.captured.bind(
                 q, self._given(q, params, sinks), batch)
             numbers |= values
         self._latest = variant
-        o, lse = variant.run(q, k, v, batch, seqlen_q, seqlen_k, numbers, tables)
-        del kept, packing  # until now: the addresses of these tensors are among the numbers
+        problem = Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing, where)
+        learned = tuple(n for n, t in tables.items() if t.requires_grad)
+        if (q.requires_grad or k.requires_grad or v.requires_grad or learned) and _recording():
+            o, lse = recorded(Recorded(variant, partial(self._backward, kind, learned), problem,
+                                       learned), q, k, v)
+        else:
+            o, lse = variant.run(q, k, v, problem)
         if nested is not None:
             o, lse = nested.nested(o), nested.nested(lse)
         return (o, lse) if return_lse else o
+
+    def _backward(self, kind: tuple[Any, bool, bool],
+                  learned: tuple[str, ...]) -> BackwardVariant:
+        """The backward kernels for tensors of a kind, with gradients of ``learned``."""
+        key = *kind, learned
+        if key not in self._backwards:
+            dtype, vectorized, is_packed = kind
+            plans = self._backward_for(str(dtype).removeprefix("torch."), vectorized, is_packed,
+                                       frozenset(learned))
+            self._backwards[key] = BackwardVariant(plans, self._fixed, emulate=self.emulate,
+                                                   packed=is_packed)
+        return self._backwards[key]
 
     def _given(self, q: Tensor, params: dict[str, Any] | None,
                sinks: Tensor | None) -> dict[str, Any]:
@@ -203,13 +225,19 @@ class Attention:
 
     def source(self, kind: str = "forward", dtype: str | None = None, vectorized: bool = True,
                packed: bool = False) -> str:
-        """The emitted text of one kind of kernel, complete and compilable by itself. A plan's own
-        kind gives all of its kernels. Raises UnknownNameError for other kinds."""
-        plan, _ = self._plan_for(dtype or self.dtype, vectorized, packed)
-        texts = [k.text for k in plan.kernels if kind in (k.kind, plan.kind)]
+        """The emitted text of one kind of kernel, complete and compilable by itself: "forward",
+        "backward" for all of its kernels, or one of them. Raises UnknownNameError for others."""
+        of = dtype or self.dtype, vectorized, packed
+        phase = "backward" if kind.startswith("backward") else "forward"
+        if phase == "backward":
+            kernels = [k for plan in self._backward_for(*of, frozenset()).all()
+                       for k in plan.kernels]
+        else:
+            kernels = list(self._plan_for(*of)[0].kernels)
+        texts = [k.text for k in kernels if kind in (k.kind, phase)]
         if not texts:
-            raise UnknownNameError("kernel kind", kind, {plan.kind, *(k.kind for k in
-                                                                     plan.kernels)})
+            raise UnknownNameError("kernel kind", kind, {"forward", "backward",
+                                                         *(k.kind for k in kernels)})
         return "\n".join(dict.fromkeys(texts))
 
     def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
@@ -251,37 +279,11 @@ def _not_delivered(**given: Any) -> NotDeliveredError:
                              where="the call of an Attention")
 
 
-def _refuse_grad(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raises BackwardNotDeliveredError if gradients are being recorded for any of them."""
+def _recording() -> bool:
+    """Whether torch records operations for gradients."""
     import torch
 
-    if torch.is_grad_enabled():
-        name = next(n for n, t in (("q", q), ("k", k), ("v", v)) if t.requires_grad)
-        raise BackwardNotDeliveredError(
-            f"{name} requires grad, and backward is not available in this version of attngen")
-
-
-def _positions(numbers: dict[str, Any], q_offset: int | Tensor | None,
-               kv_offset: int | Tensor | None, seqlens_k: Tensor | None, batch: int,
-               device: torch.device, seqlen_q: int, seqlen_k: int,
-               shift: int | Tensor) -> list[Tensor]:
-    """Put given positions and lengths into ``numbers``; returns the tensors whose addresses are
-    now among them. ``shift`` is q_offset - kv_offset by default."""
-    kept = []
-
-    def put(name: str, value: Any, span: int, spoken: str = "") -> None:
-        numbers[name], tensor = operands.per_batch(spoken or name, value, batch, device, span)
-        if tensor is not None:
-            numbers[f"{name}_ptr"] = tensor.data_ptr()
-            kept.append(tensor)
-
-    kv_offset = 0 if kv_offset is None else kv_offset
-    put("kv_offset", kv_offset, seqlen_k)
-    put("q_offset", kv_offset + shift if q_offset is None else q_offset, seqlen_q)
-    if seqlens_k is not None:
-        put("kv_len", seqlens_k, 0, "seqlens_k")
-        operands.check_lengths(seqlens_k, seqlen_k)
-    return kept
+    return torch.is_grad_enabled()
 
 
 # -- front doors ----------------------------------------------------------------------------------

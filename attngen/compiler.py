@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .ir.passes import PassRecord
     from .ir.schedule import Limits
     from .ir.stmt import Kernel, Schedule
+    from .runtime.backward import BackwardPlans
     from .templates.render import RenderedKernel
 
 # Passes a graph is right without (ATTNGEN_SKIP): skipping "fuse" is standard attention.
@@ -84,7 +85,8 @@ def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowere
               for n in captures.numbers)))
 
 
-def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered:
+def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str = "i",
+                loop: str = "j") -> Lowered:
     """The pipeline, from any math graph; ``build_forward`` makes one from a spec, a test or a
     reader may make one by hand."""
     from .ir.fuse import fuse
@@ -105,10 +107,11 @@ def lower_graph(graph: Graph, options: Options, record: bool = False) -> Lowered
         return run_pass(name, step, before, level, trace)
 
     math = run("canonicalise", canonicalise, graph)
-    fused = run("fuse", lambda g: fuse(g, options.fuse and "fuse" not in options.skip), math)
+    fusing = options.fuse and "fuse" not in options.skip
+    fused = run("fuse", lambda g: fuse(g, fusing, keep, loop), math)
     fused = run("rebase", rebase, fused)
-    tiled = run("tile", lambda g: tile(g, lambda r: choose_schedule(options, r, sizes, limits)),
-                fused)
+    tiled = run("tile", lambda g: tile(g, lambda r: choose_schedule(options, r, sizes, limits),
+                                       keep, loop), fused)
     placed = run("place", lambda g: place(g, limits), tiled)
     if options.packed:
         placed = run("pack", pack, placed)
@@ -126,7 +129,7 @@ def choose_schedule(options: Options, region: Region, sizes: dict[str, int],
 
     engine = engine_for(options.dtype, options.target == "cpu")
     vector_bytes = 16 if options.vectorized or engine == "cpu" else (2 if engine == "mma" else 4)
-    schedule = choose(engine, region, sizes, limits, vector_bytes)
+    schedule = choose(engine, region, sizes, limits, vector_bytes, options.packed)
     wanted = dict(options.schedule)
     known = set(asdict(schedule)) - {"engine", "vector_bytes"}
     for name in wanted:
@@ -136,7 +139,8 @@ def choose_schedule(options: Options, region: Region, sizes: dict[str, int],
     return replace(schedule, **wanted)
 
 
-def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) -> Plan:
+def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered,
+              kind: str = "forward") -> Plan:
     """Render every placed kernel and put the result in the runtime's terms."""
     from .templates.names import c_name
 
@@ -160,7 +164,7 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered) ->
     tensors += tuple(TensorArg(str(c_name(t.name)), tuple(map(str, range(t.ndim))), t.dtype,
                                "table", str(c_name(t.of)) if t.of else "")
                      for t in lowered.placed.tables)
-    return Plan(spec.cache_key() if spec else None, options.target, "forward", tensors,
+    return Plan(spec.cache_key() if spec else None, options.target, kind, tensors,
                 tuple(kernels), dict(lowered.placed.sizes), asdict(options))
 
 
@@ -219,9 +223,15 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     def plan(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
         return plan_for(spec, options(dtype, vectorized, packed))
 
+    @cache
+    def backward(dtype: str, vectorized: bool, packed: bool,
+                 wanted: frozenset[str]) -> BackwardPlans:
+        from .backward import backward_plans
+        return backward_plans(spec, options(dtype, vectorized, packed), wanted)
+
     from .describe import Description
 
-    attn = Attention(spec, chosen, emulate, plan,
+    attn = Attention(spec, chosen, emulate, plan, backward,
                      Description(lambda dtype: lower(spec, options(dtype), record=True), chosen,
                                  spec.dtype))
     attn.source()

@@ -132,12 +132,6 @@ class NotDeliveredError(AttngenError):
     default_remedy = "Leave it at its default."
 
 
-class BackwardNotDeliveredError(NotDeliveredError):
-    """Gradients were asked for. Example: ``q requires grad, but backward is not available``."""
-
-    default_remedy = "Call under torch.no_grad(), or pass q.detach(), k.detach(), v.detach()."
-
-
 class TraceError(AttngenError, TypeError):
     """A mask or score callable did something that cannot become a kernel, such as ``if`` on an
     index. Example: ``mask_mod used the truth value of an expression``."""

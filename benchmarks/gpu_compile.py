@@ -14,11 +14,20 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import attngen as ag
+from attngen.backward import backward_plans
 from attngen.compiler import Options, plan_for
 from attngen.errors import ScheduleError
 from attngen.runtime.device_kernel import DeviceKernel
 
-from . import gpu_forward, gpu_mask_speed, gpu_packed, gpu_part, gpu_patterns, gpu_speed
+from . import (
+    gpu_backward,
+    gpu_forward,
+    gpu_mask_speed,
+    gpu_packed,
+    gpu_part,
+    gpu_patterns,
+    gpu_speed,
+)
 from .gpu_part import Progress
 
 RANDOM_SPECS = 60
@@ -34,6 +43,7 @@ class Job(NamedTuple):
     fuse: bool = True
     schedule: dict[str, Any] | None = None
     packed: bool = False
+    backward: bool = False
 
 
 def jobs() -> Iterator[Job]:
@@ -46,6 +56,9 @@ def jobs() -> Iterator[Job]:
         yield Job(name, case.spec, case.dtype)
     for name, spec, dtype, vectorized in gpu_packed.variants():
         yield Job(name, spec, dtype, vectorized, packed=True)
+    for case in gpu_backward.named("cpu"):
+        yield Job(f"backward {case}", case.spec, case.dtype,
+                  case.layout not in ("odd_rows", "unaligned"), backward=True)
     for problem in gpu_speed.problems():
         yield Job(str(problem), problem.spec(), "bfloat16")
     for masked in gpu_mask_speed.problems("cpu"):
@@ -67,7 +80,9 @@ def compiled(n: int) -> dict[str, Any]:
     options = Options(_TARGET, job.dtype, job.vectorized, job.fuse,
                       tuple(sorted((job.schedule or {}).items())), packed=job.packed)
     try:
-        for kernel in plan_for(job.spec, options)[0].kernels:
+        plans = backward_plans(job.spec, options).all() if job.backward else (
+            plan_for(job.spec, options)[0],)
+        for kernel in (k for plan in plans for k in plan.kernels):
             cubin = DeviceKernel(kernel).compiled()
             row["wrong"] += [f"{kernel.name}: {line}" for line in cubin.remarks]
             row["wrong"] += [f"{name}: {used}" for name, used in cubin.resources.items()

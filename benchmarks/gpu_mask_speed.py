@@ -1,4 +1,4 @@
-"""GPU suite, part 8: forward under masks and scores, beside compiled FlexAttention.
+"""GPU suite, part 9: forward under masks and scores, beside compiled FlexAttention.
 
 Causal and window masks are in ``gpu_speed``; here are those no hand-written kernel takes. Flex gets
 its block mask ready made. Speeds count visible pairs only, so that a kernel which computes hidden

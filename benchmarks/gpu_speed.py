@@ -1,4 +1,4 @@
-"""GPU suite, part 7: how fast forward is, beside what a user would call instead.
+"""GPU suite, part 8: how fast forward is, beside what a user would call instead.
 
 SDPA's cuDNN, flash and efficient backends and compiled FlexAttention run on the same tensors
 (normal random bf16), taking turns in one process, timed by events with the L2 cache overwritten

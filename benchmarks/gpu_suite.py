@@ -38,13 +38,14 @@ class Part:
 
 
 PARTS = (Part("environment", "benchmarks.gpu_environment", 35.0),
-         Part("compile", "benchmarks.gpu_compile", 55.0),
-         Part("primitives", "benchmarks.gpu_primitives", 30.0),
-         Part("forward", "benchmarks.gpu_forward", 50.0),
-         Part("patterns", "benchmarks.gpu_patterns", 50.0),
-         Part("packed", "benchmarks.gpu_packed", 40.0),
-         Part("speed", "benchmarks.gpu_speed", 105.0),
-         Part("mask_speed", "benchmarks.gpu_mask_speed", 105.0))
+         Part("compile", "benchmarks.gpu_compile", 65.0),
+         Part("primitives", "benchmarks.gpu_primitives", 20.0),
+         Part("forward", "benchmarks.gpu_forward", 45.0),
+         Part("patterns", "benchmarks.gpu_patterns", 35.0),
+         Part("packed", "benchmarks.gpu_packed", 30.0),
+         Part("backward", "benchmarks.gpu_backward", 75.0),
+         Part("speed", "benchmarks.gpu_speed", 75.0),
+         Part("mask_speed", "benchmarks.gpu_mask_speed", 90.0))
 _TO_FINISH = 8.0  # seconds between a part's own deadline and its end by force
 
 

@@ -109,3 +109,8 @@ def copy_cuda(target: str = "sm_80", name: str = "copy_rows") -> Plan:
         grid=(GridDim("seqlen_q", 128), GridDim(1), GridDim(1)))
     return Plan(spec_json=None, target=target, kind="forward", tensors=args, kernels=(kernel,),
                 sizes={}, variant={})
+
+
+def no_backward(dtype: str, vectorized: bool, packed: bool, wanted: frozenset[str]) -> Any:
+    """Where nothing asks for gradients."""
+    raise AssertionError("no backward here")

@@ -30,7 +30,8 @@ def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatc
 
     def compile(spec: AttentionSpec, target: str) -> Attention:
         specs.append((spec, target))
-        return Attention(spec, target, False, causal_plan, SimpleNamespace())
+        return Attention(spec, target, False, causal_plan, fake_plans.no_backward,
+                         SimpleNamespace())
 
     compiler = ModuleType("attngen.compiler")
     compiler.compile = compile  # type: ignore[attr-defined]
@@ -40,7 +41,8 @@ def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatc
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     for _ in range(3):
         o = attention_function(q, k, v, causal=True)
-    expected = Attention(SPEC, "cpu", False, causal_plan, SimpleNamespace())(q, k, v)
+    expected = Attention(SPEC, "cpu", False, causal_plan, fake_plans.no_backward,
+                         SimpleNamespace())(q, k, v)
     torch.testing.assert_close(o, expected)
     assert specs == [(SPEC, "cpu")]
     attention_function(q, k, v, causal=True, window=[3, 0])  # a list cannot be a key

@@ -16,6 +16,8 @@ SAYS = {
     "custom_score": ["for cpu:    ", "for sm_80:  ", " * tanh_f32((", "largest error"],
     "read_the_kernel": ["# math\nregion forward(q, k, v)", "stream_contract", "const int n_end = ",
                         "ldmatrix_x4, mma_m16n8k16", "matrix instructions, 0 bank conflicts"],
+    "train_gpt": ["loss 5.5", "mean difference to eager"],
+    "learned_score": ["step   0: ", "slopes 0.000", "step 150: ", "teacher: "],
     "minilm": ["smallest cosine similarity with eager attention", "Embeddings from generated",
                "matrix instructions (mma.m16n8k16)", "attention_sm80.cu", "Everything agrees."],
 }

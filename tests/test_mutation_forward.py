@@ -20,7 +20,8 @@ from attngen.errors import EmulatorError
 from attngen.runtime.emulator.mutate import mutations
 from attngen.runtime.operands import Heads
 from attngen.runtime.plan import Plan
-from attngen.runtime.variant import Variant
+from attngen.runtime.positions import Positions
+from attngen.runtime.variant import Problem, Variant
 
 SEEDS = range(8)
 
@@ -61,11 +62,11 @@ def _objects(plan: Plan, dtype: str, seed: int) -> bool:
     variant = Variant(plan, Heads(1, 1, dim, dim), emulate=True)
     for case in CALLS:
         data = cases.inputs(replace(case, dtype=dtype))
-        numbers = {"q_offset": case.seqlen_k - case.seqlen_q, "kv_offset": 0,
-                   "kv_len": case.seqlen_k}
+        where = Positions(case.seqlen_k - case.seqlen_q, 0, case.seqlen_k)
         try:
             with knobs.scope(seed=seed):
-                variant.run(data.q, data.k, data.v, 1, case.seqlen_q, case.seqlen_k, numbers)
+                variant.run(data.q, data.k, data.v, Problem(
+                    1, case.seqlen_q, case.seqlen_k, where.numbers(), {}, None, where))
         except EmulatorError:
             return True
     return False

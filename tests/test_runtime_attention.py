@@ -35,7 +35,7 @@ class Plans:
 def naive(spec: AttentionSpec = SPEC) -> tuple[Attention, Plans]:
     plans = Plans()
     describe = SimpleNamespace(ir=lambda stage: f"graph at {stage}", explain=lambda: "why")
-    return Attention(spec, "cpu", False, plans, describe), plans
+    return Attention(spec, "cpu", False, plans, fake_plans.no_backward, describe), plans
 
 
 @pytest.fixture
@@ -232,24 +232,26 @@ def test_a_spec_with_a_dtype_takes_no_other() -> None:
 
 
 def test_gpu_targets_want_gpu_tensors_unless_emulated() -> None:
-    attn = Attention(SPEC, "sm_80", False, Plans(), SimpleNamespace())
+    attn = Attention(SPEC, "sm_80", False, Plans(), fake_plans.no_backward, SimpleNamespace())
     with pytest.raises(errors.DeviceError, match="q is on cpu, the kernels run on cuda"):
         attn(*make_qkv(SPEC, 2, 5, 7))
-    attn = Attention(SPEC, "sm_80", True, Plans(), SimpleNamespace())
+    attn = Attention(SPEC, "sm_80", True, Plans(), fake_plans.no_backward, SimpleNamespace())
     with pytest.raises(errors.DtypeError, match="target sm_80 has no kernels for float64"):
         attn(*make_qkv(SPEC, 2, 5, 7, dtype=torch.float64))
 
 
-def test_gradients_are_refused_while_they_are_recorded() -> None:
+def test_nothing_of_backward_is_made_before_it_is_needed() -> None:
     attn, _ = naive()
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     expected = attn(q, k, v)
+    assert not expected.requires_grad
     k.requires_grad_()
-    with pytest.raises(errors.BackwardNotDeliveredError, match="k requires grad") as refused:
-        attn(q, k, v)
-    assert "torch.no_grad()" in refused.value.remedy and "detach" in refused.value.remedy
+    o = attn(q, k, v)
+    assert o.requires_grad and torch.equal(o, expected)
+    with pytest.raises(AssertionError, match="no backward here"):
+        o.sum().backward()
     with torch.no_grad():
-        torch.testing.assert_close(attn(q, k, v), expected)
+        assert not attn(q, k, v).requires_grad
     with torch.inference_mode():
         torch.testing.assert_close(attn(q, k, v), expected)
     torch.testing.assert_close(attn(q, k.detach(), v), expected)
@@ -277,7 +279,8 @@ def test_source_build_and_description() -> None:
     assert attn.ir("fused") == "graph at fused" and attn.explain() == "why"
     assert set(plans.asked) == {("float32", True)} and attn.counters == ()
     assert "target=cpu" in repr(attn)
-    assert Attention(SPEC, "sm_80", True, plans, SimpleNamespace()).dtype == "bfloat16"
+    emulated = Attention(SPEC, "sm_80", True, plans, fake_plans.no_backward, SimpleNamespace())
+    assert emulated.dtype == "bfloat16"
 
 
 def test_workspaces_are_allocated_with_padded_rows() -> None:
@@ -303,7 +306,7 @@ extern "C" void entry(const Params* p, int threads) {
 
     import ctypes
 
-    attn = Attention(SPEC, "cpu", False, plan_for, SimpleNamespace())
+    attn = Attention(SPEC, "cpu", False, plan_for, fake_plans.no_backward, SimpleNamespace())
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     torch.testing.assert_close(attn(q, k, v), naive()[0](q, k, v))
     (library,) = attn.build()

@@ -72,9 +72,3 @@ def test_sinks_nobody_asked_for() -> None:
     s = ag.AttentionSpec(heads=3, head_dim=16)
     with pytest.raises(errors.CapturedError, match="the spec has none"):
         ag.compile(s, target="cpu")(*make_qkv(s, 1, 4), sinks=SINKS)
-
-
-def test_sinks_that_require_grad_wait_for_backward() -> None:
-    with pytest.raises(errors.BackwardNotDeliveredError, match="sinks requires grad"):
-        learned = SINKS.clone().requires_grad_()
-        ag.compile(spec(), target="cpu")(*make_qkv(spec(), 1, 4), sinks=learned)

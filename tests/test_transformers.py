@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attngen import AttentionSpec, masks, reference
-from attngen.errors import BackwardNotDeliveredError, NotDeliveredError, ShapeError, TraceError
+from attngen.errors import NotDeliveredError, ShapeError, TraceError
 from attngen.integrations import transformers as front
 from attngen.integrations.recorded import record, recorded
 from attngen.integrations.visible import Visible, spec_fields, visible
@@ -284,8 +284,14 @@ def test_a_mask_made_for_other_tensors_is_refused() -> None:
     assert isinstance(made.to("cpu"), Visible) and repr(made) == str(made)
 
 
-def test_training_is_refused_until_there_is_a_backward() -> None:
-    model = MODELS["llama"]().eval()
-    model.set_attn_implementation("attngen")
-    with pytest.raises(BackwardNotDeliveredError, match="backward is not available"):
-        model(torch.randint(1, 100, (1, 5)))
+def test_gradients_are_those_of_eager_attention() -> None:
+    tokens = torch.randint(1, 100, (2, 9))
+    found = []
+    for implementation in ("eager", "attngen"):
+        torch.manual_seed(0)
+        model = MODELS["llama"]().train()
+        model.set_attn_implementation(implementation)
+        model(tokens, labels=tokens).loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

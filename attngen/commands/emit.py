@@ -20,37 +20,43 @@ be included or installed to compile it; what runs is this text, byte for byte.
 examples:
   attngen emit --heads 8 --head-dim 64 --causal --target sm_80 -o forward.cu
   attngen emit --heads 8 --head-dim 64 --causal --target cpu
+  attngen emit --heads 8 --head-dim 64 --causal --target sm_80 --kind backward -o backward.cu
   attngen emit spec.json --target sm_80 --no-fuse -o standard.cu   (one file for each kernel)
 
 To try an edit of the text, keep its file name and point ATTNGEN_OVERRIDE at its folder.
 """
 
-LATER = ("backward", "decode", "combine")
+LATER = ("decode", "combine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--kind, -o."""
     parser.add_argument("--kind", default="forward", metavar="NAME",
-                        help="which kernels (default: forward, all of them)")
+                        help="forward (default), backward, or one kernel of these")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, not to the terminal")
     add_spec(parser)
     add_target(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..backward import backward_plans
     from ..compiler import Options, plan_for
     from .arguments import dtype_of
 
     spec, target = spec_of(args), target_of(args)
     if args.kind in LATER:
         raise NotDeliveredError(f"{args.kind} kernels are not available in this version of attngen",
-                                where="--kind", remedy="Leave --kind out for the forward kernels.")
-    plan, _ = plan_for(spec, Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
-                                     schedule=tuple(sorted(schedule_of(args).items()))))
-    kernels = [k for k in plan.kernels if args.kind in (plan.kind, k.kind)]
+                                where="--kind", remedy="There are forward and backward.")
+    options = Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
+                      schedule=tuple(sorted(schedule_of(args).items())))
+    phase = "backward" if args.kind.startswith("backward") else "forward"
+    plans = backward_plans(spec, options).all() if phase == "backward" else (
+        plan_for(spec, options)[0],)
+    found = [k for plan in plans for k in plan.kernels]
+    kernels = [k for k in found if args.kind in (phase, k.kind)]
     if not kernels:
         raise UnknownNameError("kernel kind", args.kind,
-                               {plan.kind, *(k.kind for k in plan.kernels)}, where="--kind")
+                               {"forward", "backward", *(k.kind for k in found)}, where="--kind")
     if args.output is None:
         print("\n".join(k.text for k in kernels), end="")
         return 0

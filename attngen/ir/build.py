@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..spec import AttentionSpec
 from .capture import Captures
 from .graph import Graph, Region
@@ -23,20 +25,34 @@ from .tensor import Table, Tensor
 from .trace import trace
 
 
-def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None) -> Graph:
-    """The forward graph of ``spec`` for tensors of ``dtype``.
+@dataclass(frozen=True)
+class Scores:
+    """What forward and backward start from: k and v by query head, ``product`` = q·kᵀ, ``score``
+    as the scores leave it, and which keys are ``visible``."""
 
-    s = scale·q·kᵀ, scores in order, −inf where not visible, p = softmax(s), o = p·v; ``lse`` is
-    the natural log-sum-exp of a row. Arithmetic is float32 (float64 for float64 tensors). What
-    masks and scores read beside positions is put into ``captures``.
+    q: Node
+    k: Node
+    v: Node
+    product: Node
+    score: Node
+    visible: Node
+    compute: str  # the type of arithmetic
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def masked(self) -> Node:
+        """The scores, −inf where not visible."""
+        return make("where", self.visible, self.score, const(float("-inf"), self.compute),
+                    origin="s")
+
+
+def build_scores(spec: AttentionSpec, dtype: str, captures: Captures) -> Scores:
+    """s = scale·q·kᵀ, scores in order, and visibility. Arithmetic is float32 (float64 for float64
+    tensors). What masks and scores read beside positions is put into ``captures``.
 
     Raises TraceError when a user's callable cannot be traced.
     """
-    with interning():
-        return _build_forward(spec, dtype, Captures() if captures is None else captures)
-
-
-def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph:
     compute = "float64" if dtype == "float64" else "float32"
     heads = tuple(spec.kv_head(h) for h in range(spec.heads))
     b, h = idx("b"), idx("h")
@@ -47,8 +63,8 @@ def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph
     k = by_head(tensor("k", "bgjd", dtype), heads)
     v = by_head(tensor("v", "bgje", dtype), heads)
 
-    s = contract(q, k, "d", compute, origin="s")
-    s = make("mul", s, const(spec.softmax_scale, compute), origin="scale")
+    product = contract(q, k, "d", compute, origin="s")
+    s = make("mul", product, const(spec.softmax_scale, compute), origin="scale")
     for name, score_mod in spec.score_mods():
         s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute,
                        captures, spec.heads), compute)
@@ -56,24 +72,43 @@ def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph
     for name, mask_mod in spec.mask_mods():
         mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures,
                                        spec.heads))
-    s = make("where", make("visible", mask), s, const(float("-inf"), compute), origin="s")
-
-    lse = reduce("lse", s, "j", origin="lse")
-    p = make("exp", make("sub", s, make("finite_or_zero", lse)), origin="p")
-    o = contract(cast(p, dtype), v, "j", compute, origin="o")
-    if spec.sinks:
-        captures.argument("sinks", compute, 1)
-        o, lse = _with_sink(o, lse, gather("sinks", (h,), compute))
-
-    outputs = (Tensor("o", tuple("bhie"), dtype, "output"),
-               Tensor("lse", tuple("bhi"), compute, "output"))
     inputs = (Tensor("q", tuple("bhid"), dtype, "input"),
               Tensor("k", tuple("bgjd"), dtype, "input", heads),
               Tensor("v", tuple("bgje"), dtype, "input", heads))
     sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
              ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
-    tables = tuple(Table(t.name, t.dtype, t.ndim) for t in captures.tables)
-    return graph_of("forward", {outputs[0]: o, outputs[1]: lse}, inputs, sizes, tables)
+    return Scores(q, k, v, product, s, make("visible", mask), compute, inputs, sizes)
+
+
+def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None) -> Graph:
+    """The forward graph of ``spec`` for tensors of ``dtype``: ``build_scores``, −inf where not
+    visible, p = softmax(s), o = p·v; ``lse`` is the natural log-sum-exp of a row.
+
+    Raises TraceError when a user's callable cannot be traced.
+    """
+    with interning():
+        return _build_forward(spec, dtype, Captures() if captures is None else captures)
+
+
+def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph:
+    scores = build_scores(spec, dtype, captures)
+    compute, s = scores.compute, scores.masked
+    lse = reduce("lse", s, "j", origin="lse")
+    p = make("exp", make("sub", s, make("finite_or_zero", lse)), origin="p")
+    o = contract(cast(p, dtype), scores.v, "j", compute, origin="o")
+    if spec.sinks:
+        captures.argument("sinks", compute, 1)
+        o, lse = _with_sink(o, lse, gather("sinks", (idx("h"),), compute))
+
+    outputs = (Tensor("o", tuple("bhie"), dtype, "output"),
+               Tensor("lse", tuple("bhi"), compute, "output"))
+    return graph_of("forward", {outputs[0]: o, outputs[1]: lse}, scores.inputs, scores.sizes,
+                    graph_tables(captures))
+
+
+def graph_tables(captures: Captures) -> tuple[Table, ...]:
+    """What was captured, as a graph's tables."""
+    return tuple(Table(t.name, t.dtype, t.ndim) for t in captures.tables)
 
 
 def _with_sink(o: Node, lse: Node, sink: Node) -> tuple[Node, Node]:

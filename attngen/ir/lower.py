@@ -281,6 +281,11 @@ class _Lowering:
             name = self._new(f"{leaf.attr('name')}_tile", n)
             out.append(Load(name, leaf.attr("name"), origin=n.origin))
             return name
+        if n.op == "reduce" and n.attr("kind") == "sum":  # past the end of a row there are zeros
+            source, name = self._emit(n.args[0]), self._new(hint or n.origin or "sum", n)
+            out += [Fill(name, 0.0, origin=n.origin),
+                    Reduce(name, "sum", source, n.attr("over"), True, origin=n.origin)]
+            return name
         if n.op == "contract":
             a, b = self._operands(*n.args)
             name = self._new(hint or n.origin or "product", n)

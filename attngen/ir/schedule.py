@@ -82,8 +82,30 @@ _SIMT = (
      + (Schedule(32, 16, 4, (1, 1), engine="simt"),)),
     (256, 0, (Schedule(32, 16, 4, (1, 1), engine="simt"),) * 3),
 )
+# Backward: two products of each pair, and one ("rows", "split") or two ("both") accumulators.
+# (widest head_dim, schedules of one accumulator, of two: plain, then busy), best first.
+_MMA_BACKWARD = (
+    (64, (Schedule(128, 64, 8, (2, 1)), Schedule(64, 64, 4, (2, 1))),
+     (Schedule(128, 64, 8, (1, 1)), Schedule(64, 32, 4, (2, 1)))),
+    (128, (Schedule(128, 64, 8, (1, 1)), Schedule(64, 32, 4, (2, 1))),
+     (Schedule(64, 32, 4, (1, 1)), Schedule(64, 16, 4, (1, 1)))),
+    (256, (Schedule(64, 32, 4, (1, 1)), Schedule(64, 16, 4, (1, 1))), None),
+)
+_SIMT_BACKWARD = (
+    (64, (Schedule(64, 32, 4, (1, 1), engine="simt"), Schedule(32, 32, 4, (1, 1), engine="simt")),
+     (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2),
+    (128, (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2,
+     (Schedule(32, 16, 4, (1, 1), engine="simt"),) * 2),
+    (256, (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt")),
+     None),
+)
+_COLUMNS = {"d": "head_dim", "e": "head_dim_v"}
+_WIDEST_BOTH = 128  # a thread's registers do not hold two wider accumulators
+_PLAIN_BACKWARD = 12  # values of a pair without a score, under one bound
+_PACKED_COLUMNS = 112
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
+_WIDE_ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # of rows of tensors, in fewer registers
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
@@ -123,13 +145,55 @@ def _kind(region: Region) -> int:
     return _BUSY if all_of > _PLAIN_VALUES or all_of - masks > _PLAIN_SCORES else _PLAIN
 
 
+def one_accumulator(engine: str, head_dim: int, head_dim_v: int) -> bool:
+    """Whether dk and dv need a kernel each."""
+    return engine != "cpu" and max(head_dim, head_dim_v) > _WIDEST_BOTH
+
+
+def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
+              vector_bytes: int) -> Schedule:
+    """As ``choose``, for a region that takes two products of every pair."""
+    widest = max(sizes["head_dim"], sizes["head_dim_v"])
+    sums = sum(n.op == "contract" and n.attr("over") in EXTENTS for n in walk(*region.roots))
+    asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
+    busy = asking or _kind(region) == _ASKING or _of_pairs(*region.roots) > _PLAIN_BACKWARD
+    for limit, one, both in _MMA_BACKWARD if engine == "mma" else _SIMT_BACKWARD:
+        pair = both if sums > 1 else one
+        if widest > limit or pair is None:
+            continue
+        for schedule in pair[busy:]:
+            if vector_bytes != 16:
+                schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
+            schedule = replace(schedule, block_n=_columns(region, schedule.block_n),
+                               vector_bytes=vector_bytes)
+            if _backward_need(schedule, sizes) <= limits.shared_bytes:
+                return schedule
+    return replace(schedule, vector_bytes=vector_bytes)  # refused when it is placed
+
+
+def _backward_need(schedule: Schedule, sizes: Mapping[str, int]) -> int:
+    """Shared memory of a backward kernel, in bytes: two tiles of each axis."""
+    size, pad = (2, 16) if schedule.engine == "mma" else (4, 8)
+    d, e = (-(-sizes[n] // pad) * pad for n in ("head_dim", "head_dim_v"))
+    through = schedule.block_m * schedule.block_n * 2 if schedule.engine == "simt" else 0
+    return size * (schedule.block_m * (d + e) + schedule.block_n * (
+        schedule.stages[0] * d + schedule.stages[-1] * e) + through)
+
+
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
-           vector_bytes: int = 16) -> Schedule:
-    """The first legal schedule of the engine's table for what the region computes."""
+           vector_bytes: int = 16, packed: bool = False) -> Schedule:
+    """The first legal schedule of the engine's table for what the region computes. ``packed``:
+    lengths take registers, which the largest tiles have not to spare."""
     if engine == "cpu":
         return _CPU
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
+        widest = max((sizes[_COLUMNS[a]] for n in walk(*region.roots) for a in n.axes
+                      if a in _COLUMNS), default=0)
+        if engine == "simt" and widest > _WIDEST_BOTH:
+            return replace(_WIDE_ROWS, vector_bytes=vector_bytes)
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
+    if sum(n.op == "contract" and n.attr("over") in "de" for n in walk(*region.roots)) > 1:
+        return _backward(engine, region, sizes, limits, vector_bytes)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
     kind = _kind(region)
@@ -138,6 +202,8 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
         if vector_bytes != 16:
             schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
         schedule = replace(schedule, block_n=_columns(region, schedule.block_n))
+        if packed:
+            schedule = replace(schedule, block_n=min(schedule.block_n, _PACKED_COLUMNS))
         if max(head_dim, head_dim_v) <= widest and limits.shared_per_sm >= least \
                 and shared_need(schedule, head_dim, head_dim_v) <= limits.shared_bytes:
             return replace(schedule, vector_bytes=vector_bytes)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import (
-    BackwardNotDeliveredError,
     CapturedError,
     DeviceError,
     DtypeError,
@@ -54,7 +53,7 @@ class Captured(NamedTuple):
         of those bound. ``like`` is q, ``batch`` the number of batch entries or sequences.
 
         Raises UnknownNameError for a name nobody captured, CapturedError for one that several did
-        or that is missing, DtypeError, ShapeError, DeviceError and BackwardNotDeliveredError.
+        or that is missing, DtypeError, ShapeError and DeviceError.
         """
         spoken: dict[str, list[str]] = {}
         items: list[CapturedTensor | CapturedNumber] = [*self.tensors, *self.numbers]
@@ -101,12 +100,6 @@ def _checked(wanted: CapturedTensor, tensor: Any, like: Tensor, batch: int) -> T
     if tensor.device != like.device:
         raise DeviceError(f"{name} is on {tensor.device}, q is on {like.device}",
                           remedy=f"Move it with .to({str(like.device)!r}).")
-    if tensor.requires_grad:
-        import torch
-
-        if torch.is_grad_enabled():
-            raise BackwardNotDeliveredError(
-                f"{name} requires grad, and backward is not available in this version of attngen")
     found: Tensor = tensor
     return found
 

@@ -1,0 +1,159 @@
+"""The backward pass as math graphs, from the same scores and visibility as forward.
+
+With p = exp(s − lse), which is recomputed, and what came back through o and lse (Dao et al. 2022,
+appendix B.2; lse's cotangent joins delta because ∂lse/∂s = p):
+
+    delta_i = Σ_e do_ie·o_ie − dlse_i
+    ds_ij   = p_ij·(Σ_e do_ie·v_je − delta_i)
+    dq = Σ_j (∂s/∂(q·k))·ds·k       dk = Σ_i (∂s/∂(q·k))·ds·q       dv = Σ_i p·do
+
+and ds goes on through the scores by ``grad.derivatives``: to the product q·k, and to every captured
+tensor that wants it. No N×N tensor is stored, unless a captured one is N×N itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..spec import AttentionSpec
+from .build import build_scores, graph_of, graph_tables
+from .capture import Captures
+from .grad import derivatives
+from .graph import Graph
+from .node import Node, cast, const, contract, interning, make, reduce, tensor, walk
+from .tensor import Tensor
+
+
+class TableGradient(NamedTuple):
+    """The gradient of one read of a captured tensor, ``table``, at ``indices``: the kernels'
+    output ``name``, which has ``axes``, is yet to be summed into the table's elements."""
+
+    name: str
+    table: str
+    axes: tuple[str, ...]
+    indices: tuple[Node, ...]
+
+
+class Backward(NamedTuple):
+    """``rows`` keeps queries and walks keys, ``columns`` the other way round; ``delta`` comes
+    first. Gradients of keys and values are of query heads yet."""
+
+    delta: Graph
+    rows: Graph
+    columns: tuple[Graph, ...]
+    tables: tuple[TableGradient, ...]
+
+
+def build_backward(spec: AttentionSpec, dtype: str, captures: Captures,
+                   wanted: Callable[[str], bool] = lambda name: False,
+                   split: bool = False) -> Backward:
+    """The backward graphs of ``spec`` for tensors of ``dtype``. ``wanted`` tells of the name of a
+    captured tensor whether it requires gradients. With ``split`` dk and dv get a kernel each: p and
+    ds are computed once more, where registers cannot hold both sums.
+
+    Raises TraceError for callables that cannot be traced, VerifyError for operations without a
+    derivative.
+    """
+    with interning():
+        return _Build(spec, dtype, captures, wanted).graphs(split)
+
+
+class _Build:
+    def __init__(self, spec: AttentionSpec, dtype: str, captures: Captures,
+                 wanted: Callable[[str], bool]) -> None:
+        self.dtype = dtype
+        self.scores = scores = build_scores(spec, dtype, captures)
+        self.tables = graph_tables(captures)
+        compute = scores.compute
+        self.dout, self.o = tensor("dout", "bhie", dtype), tensor("o", "bhie", dtype)
+        self.lse, self.delta, self.dlse = (tensor(n, "bhi", compute)
+                                           for n in ("lse", "delta", "dlse"))
+        self.p = make("exp", make("sub", scores.masked, make("finite_or_zero", self.lse)),
+                      origin="p")
+        dp = contract(self.dout, scores.v, "e", compute, origin="dp")
+        self.ds = make("mul", self.p, make("sub", dp, self.delta), origin="ds")
+        self.reads = [n for n in walk(scores.score)
+                      if n.op == "gather" and wanted(n.attr("name"))]
+        self.found = derivatives(scores.score, self.ds, [scores.product, *self.reads])
+
+    def graphs(self, split: bool) -> Backward:
+        compute, dtype = self.scores.compute, self.dtype
+        heads = self.scores.k.attr("map")
+        per_head = len(set(heads)) == len(heads) == dict(self.scores.sizes)["groups"]
+        kept = dtype if per_head and heads == tuple(range(len(heads))) else compute
+        delta = make("sub", reduce("sum", make("mul", cast(self.dout, compute),
+                                               cast(self.o, compute)), "e", origin="delta"),
+                     self.dlse, origin="delta")
+        rows: dict[Tensor, Node] = {}
+        columns: dict[Tensor, Node] = {}
+        gradients = []
+        scaled, factor = self._flow(self.scores.product)
+        if factor:
+            def times(x: Node, name: str) -> Node:
+                return make("mul", x, const(factor, compute), origin=name)
+            ds = cast(scaled, dtype)
+            dq = contract(ds, self.scores.k, "j", compute, origin="dq")
+            dk = contract(ds, self.scores.q, "i", compute, origin="dk")
+            rows[Tensor("dq", tuple("bhid"), dtype, "output")] = times(dq, "dq")
+            columns[Tensor("dk", tuple("bhjd"), kept, "output")] = times(dk, "dk")
+        dv = contract(cast(self.p, dtype), self.dout, "i", compute, origin="dv")
+        columns[Tensor("dv", tuple("bhje"), kept, "output")] = dv
+        for n, read in enumerate(self.reads):
+            if read not in self.found:
+                continue
+            axes = {a for x in read.args for a in x.axes}
+            name, (g, factor) = f"dtable_{n}", self._flow(read)
+            if "j" not in axes:
+                out, where, root = tuple("bhi"), rows, reduce("sum", g, "j", origin=name)
+            elif "i" not in axes:
+                out, where, root = tuple("bhj"), columns, reduce("sum", g, "i", origin=name)
+            else:
+                out, where, root = tuple("bhij"), rows, g
+            where[Tensor(name, out, compute, "output")] = make(
+                "mul", root, const(factor, compute), origin=name)
+            gradients.append(TableGradient(name, read.attr("name"), out, read.args))
+        return Backward(
+            self._graph("backward_delta", {Tensor("delta", tuple("bhi"), compute, "output"):
+                                           delta}),
+            self._graph("backward_rows", rows),
+            tuple(self._graph(f"backward_{name}", part) for name, part in _parts(columns, split)),
+            tuple(gradients))
+
+    def _flow(self, leaf: Node) -> tuple[Node, float]:
+        """A cotangent and a constant factor that is left out of it; 0 where hidden: there p is 0,
+        but a derivative may be infinite."""
+        if leaf not in self.found:
+            return const(0.0, self.scores.compute), 0.0
+        g, factor = _factor(self.found[leaf])
+        if g is self.ds:
+            return g, factor
+        return make("where", self.scores.visible, g, const(0.0, g.dtype), origin="ds"), factor
+
+    def _graph(self, name: str, outputs: dict[Tensor, Node]) -> Graph:
+        used = {n.attr("name") for n in walk(*outputs.values()) if n.op == "input"}
+        given = (*self.scores.inputs,
+                 *(Tensor(n.attr("name"), n.axes, n.dtype, "input") for n in (
+                     self.o, self.dout, self.lse, self.delta, self.dlse)))
+        read = {n.attr("name") for n in walk(*outputs.values()) if n.op == "gather"}
+        return graph_of(name, outputs, tuple(t for t in given if t.name in used),
+                        self.scores.sizes, tuple(t for t in self.tables if t.name in read))
+
+
+def _parts(columns: dict[Tensor, Node], split: bool
+           ) -> list[tuple[str, dict[Tensor, Node]]]:
+    """All outputs together, or dv apart."""
+    dv = {t: n for t, n in columns.items() if t.name == "dv"}
+    rest = {t: n for t, n in columns.items() if t.name != "dv"}
+    return [("columns", rest), ("values", dv)] if split and rest else [("columns", columns)]
+
+
+def _factor(x: Node) -> tuple[Node, float]:
+    """x = y·c as (y, c): a constant factor of a sum over products is applied to the sum."""
+    c = 1.0
+    while x.op == "mul" and x.args[1].is_const:
+        c *= x.args[1].attr("value")
+        x = x.args[0]
+    if x.is_const:
+        return x, 0.0
+    return x, c

@@ -1,0 +1,157 @@
+"""The backward pass of a variant: three plans, then what is left of sums over heads and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import operands
+from .operands import Heads
+from .plan import Plan
+from .runner import Runner
+from .table_gradient import TableGradient, accumulated
+from .variant import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BackwardPlans(NamedTuple):
+    """``delta`` runs first. ``rows`` gives dq and what is kept by query, ``columns`` dk, dv and
+    what is kept by key; ``head_map`` has the key/value head of each query head."""
+
+    delta: Plan
+    rows: Plan
+    columns: tuple[Plan, ...]
+    tables: tuple[TableGradient, ...]
+    head_map: tuple[int, ...]
+
+    def all(self) -> tuple[Plan, ...]:
+        """In launch order."""
+        return self.delta, self.rows, *self.columns
+
+
+class Saved(NamedTuple):
+    """What forward leaves for backward."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    lse: Tensor
+
+
+class Gradients(NamedTuple):
+    """``tables`` by the kernel's names."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: dict[str, Tensor]
+
+
+class BackwardVariant:
+    """The backward kernels for one dtype and alignment."""
+
+    def __init__(self, plans: BackwardPlans, fixed: Heads, *, emulate: bool,
+                 packed: bool) -> None:
+        self.plans = plans
+        self._fixed = fixed
+        self._packed = packed
+        self._delta, self._rows, *self._columns = (
+            Runner(p, emulate=emulate) for p in plans.all())
+        self.executables = tuple(
+            r.executable for r in (self._delta, self._rows, *self._columns))
+
+    def run(self, saved: Saved, dout: Tensor | None, dlse: Tensor | None,
+            problem: Problem) -> Gradients:
+        """Gradients of q, k, v, and of those captured tensors the plans were made for. ``dout``
+        and ``dlse`` may have any strides; None is zero."""
+        q, k, v, o, lse = saved
+        dout = o.new_zeros(o.shape) if dout is None else _readable(dout)
+        dlse = lse.new_zeros(lse.shape) if dlse is None else _readable(dlse)
+        delta = lse.new_empty(lse.shape)
+        sizes, work = problem.sizes(self._fixed), problem.work(self._fixed)
+        outputs: dict[str, Tensor] = {}
+
+        def launch(runner: Runner, **given: Tensor) -> None:
+            names = {a.name for a in runner.plan.tensors if a.role == "input"}
+            made = {a.name: self._output(a.name, a.axes, a.dtype, problem, saved)
+                    for a in runner.plan.tensors if a.role == "output"}
+            tensors = {n: t for n, t in given.items() if n in names} | made
+            if "delta" in made:
+                tensors["delta"] = delta
+            outputs.update(tensors)
+            if self._packed:
+                tensors = {n: t[0] for n, t in tensors.items()}
+            tables = {a.name: problem.tables[a.name] for a in runner.plan.tensors
+                      if a.role == "table" and not a.of}
+            runner.run(tensors, tables, sizes, problem.params, work)
+
+        if problem.batch and problem.seqlen_q:
+            launch(self._delta, dout=dout, o=o, dlse=dlse)
+        for runner in (self._rows, *self._columns):
+            launch(runner, q=q, k=k, v=v, dout=dout, lse=lse, delta=delta)
+        dk, dv = (self._of_groups(outputs[n], like) if n in outputs else like.new_zeros(like.shape)
+                  for n, like in (("dk", k), ("dv", v)))
+        dq = outputs["dq"] if "dq" in outputs else q.new_zeros(q.shape)
+        tables: dict[str, Tensor] = {}
+        for g in self.plans.tables:
+            found = outputs[g.name]
+            part = accumulated(g, found if "b" in g.axes else found[0], problem)
+            tables[g.table] = tables[g.table] + part if g.table in tables else part
+        if "sinks" in problem.tables:
+            tables["sinks"] = _of_sinks(problem.tables["sinks"], lse, delta)
+        return Gradients(dq, dk, dv, tables)
+
+    def _output(self, name: str, axes: tuple[str, ...], dtype: str, problem: Problem,
+                saved: Saved) -> Tensor:
+        import torch
+
+        q, k, v = saved[:3]
+        rows = {"i": q.shape[2], "j": k.shape[2]}
+        sizes = {"b": q.shape[0], "h": self._fixed.heads, "d": q.shape[3], "e": v.shape[3], **rows}
+        shape = tuple(sizes[a] for a in (axes if "b" in axes else ("b", *axes)))
+        kind = getattr(torch, dtype)
+        if self._packed:  # rows that no sequence has are not written
+            return q.new_zeros(shape, dtype=kind)
+        if name == "dq" and not q.is_contiguous():
+            return q.new_empty_strided(shape, operands.ordered_strides(q, shape))  # type: ignore[arg-type]
+        return q.new_empty(shape, dtype=kind)
+
+    def _of_groups(self, by_head: Tensor, like: Tensor) -> Tensor:
+        """Gradients of query heads summed over those that share a key/value head."""
+        heads, groups = self.plans.head_map, like.shape[1]
+        if heads == tuple(range(groups)):
+            return by_head
+        import torch
+
+        size = len(heads) // groups if groups else 0
+        if heads == tuple(h // size for h in range(len(heads))):
+            b, _, n, d = by_head.shape
+            return by_head.view(b, groups, size, n, d).sum(2).to(like.dtype)
+        return torch.stack([by_head[:, [h for h, of in enumerate(heads) if of == g]].sum(1)
+                            for g in range(groups)], 1).to(like.dtype)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """A gradient as kernels read it: rows one after another, 16-byte aligned."""
+    itemsize = x.element_size()
+    if x.stride(-1) == 1 or not x.numel():
+        outer = [n for n, size in zip(x.stride()[:-1], x.shape, strict=False) if size > 1]
+        if x.dim() < 4 or not any(n % 16 for n in (
+                x.data_ptr(), *(n * itemsize for n in outer))):
+            return x
+    import torch
+
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _of_sinks(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
+    """A sink is one more score of every row, whose value is 0: its ds is −exp(sink − lse)·delta."""
+    import torch
+
+    from .table_gradient import fixed_sum
+
+    p = torch.exp(sinks[None, :, None].to(lse.dtype) - lse.masked_fill(lse == -torch.inf, 0.0))
+    p = p.masked_fill((sinks == -torch.inf)[None, :, None], 0.0)
+    return fixed_sum(-(p * delta), (0, 2))
