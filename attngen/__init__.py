@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, knobs, masks, scores
-    from .attention import attention, compile
     from .combined import per_head
+    from .front import attention, compile
     from .number import dynamic
     from .spec import AttentionSpec
 
@@ -32,9 +32,9 @@ __all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs"
 # exported name -> (module, attribute; None for the module itself)
 _HOMES: dict[str, tuple[str, str | None]] = {
     "AttentionSpec": (".spec", "AttentionSpec"),
-    "attention": (".attention", "attention"),
+    "attention": (".front", "attention"),
     "dynamic": (".number", "dynamic"),
-    "compile": (".attention", "compile"),
+    "compile": (".front", "compile"),
     "errors": (".errors", None),
     "knobs": (".knobs", None),
     "masks": (".masks", None),

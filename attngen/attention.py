@@ -1,18 +1,18 @@
-"""The object users call: ``Attention``, and ``attention()`` which makes and keeps one by itself."""
+"""The object users call: ``Attention``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from . import library
 from .autograd import Recorded, recorded
 from .errors import (
     CapturedError,
     DtypeError,
     NotDeliveredError,
     ShapeError,
-    SpecError,
     UnknownNameError,
 )
 from .runtime import jagged, operands, packed, positions
@@ -21,7 +21,7 @@ from .runtime.captured import Captured
 from .runtime.operands import Heads
 from .runtime.plan import Plan
 from .runtime.positions import Positions
-from .runtime.targets import Target, default_target, get_target
+from .runtime.targets import Target, get_target
 from .runtime.variant import Problem, Variant
 
 if TYPE_CHECKING:
@@ -49,6 +49,31 @@ class Description(Protocol):
         """The TileMap of the mask."""
 
 
+class When(NamedTuple):
+    """The positions and lengths a call names; what they are is in ``Attention.__call__``."""
+
+    q_offset: int | Tensor | None = None
+    kv_offset: int | Tensor | None = None
+    seqlens_k: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie end to end, or are meant to."""
+        return not all(x is None for x in self[3:])
+
+
+class Ready(NamedTuple):
+    """A checked call. ``kind``: dtype, vectorized, packed."""
+
+    kind: tuple[Any, bool, bool]
+    variant: Variant
+    problem: Problem
+
+
 class Attention:
     """A compiled attention variant, called with tensors.
 
@@ -56,7 +81,8 @@ class Attention:
     target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized, packed)`` gives the
     kernels of one variant and what they captured: by dtype, by whether rows can be read 16 bytes at
     a time, and by whether sequences lie end to end; ``backward_for`` those of its gradients, also
-    by the names of the captured tensors that want some.
+    by the names of the captured tensors that want some. ``buffers`` are the tensors that masks and
+    scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
@@ -72,6 +98,8 @@ class Attention:
         self._variants: dict[tuple[Any, bool, bool], Variant] = {}
         self._backwards: dict[tuple[Any, ...], BackwardVariant] = {}
         self._latest: Variant | None = None
+        self.buffers: dict[str, Tensor] = {}
+        self.key = library.registered(self)
 
     def __call__(
             self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
@@ -111,23 +139,48 @@ class Attention:
         DtypeError, DeviceError, NonUnitStrideError, CapturedError, UnknownNameError,
         NotDeliveredError; the first call may also raise CompileError or NoCompilerError.
         """
+        import torch
+
         if not (dropout_p == 0.0 and seed is None):
             raise _not_delivered(dropout_p=dropout_p or None, seed=seed)
-        nested = packing = None
+        where = When(q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                     max_seqlen_k)
+        if torch.compiler.is_compiling():
+            o, lse = library.call(self, q, k, v, where, sinks, params or {})
+            return (o, lse) if return_lse else o
+        nested = None
         if getattr(q, "is_nested", False):
             nested = jagged.unpacked(q, k, v)
+            if where.packed:
+                raise ShapeError("cu_seqlens and max_seqlen were given with jagged tensors",
+                                 remedy="Leave them out: jagged tensors have them.")
             q, k, v, packing, _ = nested
+            ready = self.ready(q, k, v, where, sinks, params, packing)
+        else:
+            ready = self.ready(q, k, v, where, sinks, params)
+        learned = tuple(n for n, t in ready.problem.tables.items() if t.requires_grad)
+        if (q.requires_grad or k.requires_grad or v.requires_grad or learned) \
+                and torch.is_grad_enabled():
+            o, lse = recorded(Recorded(ready.variant, partial(self.backward, ready.kind, learned),
+                                       ready.problem, learned), q, k, v)
+        else:
+            o, lse = ready.variant.run(q, k, v, ready.problem)
+        if nested is not None:
+            o, lse = nested.nested(o), nested.nested(lse)
+        return (o, lse) if return_lse else o
+
+    def ready(self, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Tensor | None,
+              params: dict[str, Any] | None = None, packing: packed.Packing | None = None,
+              buffers: Sequence[Tensor] | None = None) -> Ready:
+        """A call's kernels and numbers; everything is checked. ``buffers`` stand for the captured
+        tensors, in the order of ``self.buffers``. Raises as a call does."""
         batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
         itemsize = q.element_size()
         vectorized = operands.is_vectorized(q, itemsize, "q")
         vectorized &= operands.is_vectorized(k, itemsize, "k")
         vectorized &= operands.is_vectorized(v, itemsize, "v")
-        if not (cu_seqlens_q is None and cu_seqlens_k is None and max_seqlen_q is None
-                and max_seqlen_k is None):
-            if nested is not None:
-                raise ShapeError("cu_seqlens and max_seqlen were given with jagged tensors",
-                                 remedy="Leave them out: jagged tensors have them.")
-            packing = packed.packing(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        if when.packed:
+            packing = packed.packing(q, k, *when[3:])
         kind = q.dtype, vectorized, packing is not None
         variant = self._variants.get(kind) or self._variant(*kind)
 
@@ -135,33 +188,23 @@ class Attention:
         if packing is not None:
             batch, seqlen_q, seqlen_k = packing.batch, packing.q.longest, packing.k.longest
             shift = packing.shift()
-        if q_offset is None and kv_offset is None and seqlens_k is None and packing is None:
+        if when[:3] == (None, None, None) and packing is None:
             where = Positions(shift, 0, seqlen_k)
         else:
-            where = positions.given(q_offset, kv_offset, seqlens_k, batch, q.device, seqlen_q,
-                                    seqlen_k, shift)
+            where = positions.given(*when[:3], batch, q.device, seqlen_q, seqlen_k, shift)
         numbers = where.numbers()
         if packing is not None:
             numbers |= packing.numbers()
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
-            tables, values = variant.captured.bind(
-                q, self._given(q, params, sinks), batch)
+            tables, values = variant.captured.bind(q, self._given(q, params, sinks), batch, buffers)
             numbers |= values
         self._latest = variant
-        problem = Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing, where)
-        learned = tuple(n for n, t in tables.items() if t.requires_grad)
-        if (q.requires_grad or k.requires_grad or v.requires_grad or learned) and _recording():
-            o, lse = recorded(Recorded(variant, partial(self._backward, kind, learned), problem,
-                                       learned), q, k, v)
-        else:
-            o, lse = variant.run(q, k, v, problem)
-        if nested is not None:
-            o, lse = nested.nested(o), nested.nested(lse)
-        return (o, lse) if return_lse else o
+        return Ready(kind, variant, Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing,
+                                            where))
 
-    def _backward(self, kind: tuple[Any, bool, bool],
-                  learned: tuple[str, ...]) -> BackwardVariant:
+    def backward(self, kind: tuple[Any, bool, bool],
+                 learned: tuple[str, ...]) -> BackwardVariant:
         """The backward kernels for tensors of a kind, with gradients of ``learned``."""
         key = *kind, learned
         if key not in self._backwards:
@@ -277,67 +320,3 @@ def _not_delivered(**given: Any) -> NotDeliveredError:
     names = [name for name, value in given.items() if value is not None]
     return NotDeliveredError(f"{', '.join(names)}: not available in this version of attngen",
                              where="the call of an Attention")
-
-
-def _recording() -> bool:
-    """Whether torch records operations for gradients."""
-    import torch
-
-    return torch.is_grad_enabled()
-
-
-# -- front doors ----------------------------------------------------------------------------------
-
-
-def compile(spec: AttentionSpec, target: str | None = None, **options: Any) -> Attention:
-    """Compile ``spec`` for ``target``, the machine's best by default. See
-    ``attngen.compiler.compile``, which this loads on first use."""
-    from .compiler import compile as pipeline
-
-    return pipeline(spec, target, **options)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
-              q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
-              seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
-              cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
-              max_seqlen_k: int | None = None, **fields: Any) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention with the spec read off the tensors; ``fields`` are those of ``AttentionSpec``
-    (``causal=True, window=128, ...``). Shapes, positions, packed sequences and results as for
-    ``Attention``.
-
-    The compiled attention is kept for the next call with equal fields, unless a mask or score is a
-    Python callable, whose meaning may change: compile those once yourself. Raises what
-    ``AttentionSpec``, ``attngen.compile`` and calling an ``Attention`` raise.
-    """
-    sizes = operands.sizes_of(q, k, v)
-    fields.setdefault("groups", sizes.groups)
-    key: Any = (sizes, q.device, *sorted(fields.items()))
-    try:
-        attn = _kept.get(key)
-    except TypeError:  # a list among the fields
-        key = attn = None
-    if attn is None:
-        attn = _compiled_for(q, sizes, fields)
-        if key is not None and attn.spec.cache_key() is not None:
-            while len(_kept) >= _MOST_KEPT:
-                del _kept[next(iter(_kept))]
-            _kept[key] = attn
-    return attn(q, k, v, return_lse=return_lse, q_offset=q_offset, kv_offset=kv_offset,
-                seqlens_k=seqlens_k, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-                max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
-
-
-_kept: dict[Any, Attention] = {}
-_MOST_KEPT = 256
-
-
-def _compiled_for(q: Tensor, sizes: Heads, fields: dict[str, Any]) -> Attention:
-    from .spec import AttentionSpec
-
-    for name in ("heads", "head_dim", "head_dim_v"):
-        if name in fields:
-            raise SpecError(f"{name} is read off the tensors", remedy="Leave it out.")
-    spec = AttentionSpec(heads=sizes.heads, head_dim=sizes.head_dim, head_dim_v=sizes.head_dim_v,
-                         **fields)
-    return compile(spec, default_target(q.device.index).name if q.is_cuda else "cpu")

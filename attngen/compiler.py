@@ -234,7 +234,10 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     attn = Attention(spec, chosen, emulate, plan, backward,
                      Description(lambda dtype: lower(spec, options(dtype), record=True), chosen,
                                  spec.dtype))
-    attn.source()
+    _, captured = plan(attn.dtype, True, False)
+    spoken = [t.spoken for t in captured.tensors]
+    attn.buffers = {t.spoken if t.spoken and spoken.count(t.spoken) == 1 else t.name: t.source
+                    for t in captured.tensors if t.source is not None}
     return attn
 
 

@@ -36,7 +36,7 @@ def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatc
     compiler = ModuleType("attngen.compiler")
     compiler.compile = compile  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "attngen.compiler", compiler)
-    home = sys.modules["attngen.attention"]
+    home = sys.modules["attngen.front"]
     monkeypatch.setattr(home, "_kept", {})
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     for _ in range(3):

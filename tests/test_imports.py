@@ -37,12 +37,15 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "compiler": (EVERYTHING, set(), {"torch", "numpy"}),
     "backward": (EVERYTHING, set(), {"torch", "numpy"}),
     "describe": (EVERYTHING, set(), {"torch", "numpy"}),
+    "front": (FRONT | {"attention", "compiler", "runtime"}, {"torch"}, set()),
+    "library": ({"errors", "runtime", "attention"}, set(), {"torch"}),
     "autograd": ({"errors", "runtime"}, set(), {"torch"}),
-    "attention": (FRONT | {"autograd", "compiler", "runtime"}, {"torch", "numpy"}, {"cupy"}),
+    "attention": (FRONT | {"autograd", "compiler", "library", "runtime"}, {"torch", "numpy"},
+                  {"cupy"}),
     "cli": (EVERYTHING, set(), {"torch", "numpy", "cupy", "rich"}),
     "commands": (EVERYTHING, set(), {"torch", "numpy", "cupy", "rich"}),
     "__main__": ({"cli"}, set(), set()),
-    "integrations": (FRONT | {"compiler", "runtime", "attention"}, {"torch", "numpy"},
+    "integrations": (FRONT | {"compiler", "front", "runtime", "attention"}, {"torch", "numpy"},
                      {"transformers"}),
 }
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 from torch.nn.attention.flex_attention import BlockMask as TorchBlockMask
 
-from ..attention import Attention, compile
+from ..attention import Attention
 from ..errors import BlockMaskError, HeadsError, NotDeliveredError, ShapeError
+from ..front import compile
 from ..runtime.targets import default_target
 from ..spec import AttentionSpec
 from .closure import Closure, closure_of

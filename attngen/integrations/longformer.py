@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import Attention, compile
+from ..attention import Attention
 from ..errors import DeviceError, DtypeError, ShapeError, WindowError
+from ..front import compile
 from ..masks import sliding_window
 from ..runtime.operands import Heads, sizes_of
 from ..runtime.targets import default_target

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import scores
-from ..attention import attention
 from ..errors import NotDeliveredError
+from ..front import attention
 from .visible import Visible, visible
 
 # Not "flash...", "sdpa..." or with a slash: those parts of a name mean something to the library.

@@ -92,20 +92,19 @@ _MMA_BACKWARD = (
     (256, (Schedule(64, 32, 4, (1, 1)), Schedule(64, 16, 4, (1, 1))), None),
 )
 _SIMT_BACKWARD = (
-    (64, (Schedule(64, 32, 4, (1, 1), engine="simt"), Schedule(32, 32, 4, (1, 1), engine="simt")),
+    (64, (Schedule(64, 32, 4, (1, 1), engine="simt"), Schedule(32, 16, 4, (1, 1), engine="simt")),
      (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2),
-    (128, (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2,
-     (Schedule(32, 16, 4, (1, 1), engine="simt"),) * 2),
+    (128, (Schedule(32, 32, 4, (1, 1), engine="simt"), Schedule(16, 16, 4, (1, 1), engine="simt")),
+     (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt"))),
     (256, (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt")),
      None),
 )
-_COLUMNS = {"d": "head_dim", "e": "head_dim_v"}
 _WIDEST_BOTH = 128  # a thread's registers do not hold two wider accumulators
 _PLAIN_BACKWARD = 12  # values of a pair without a score, under one bound
 _PACKED_COLUMNS = 112
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
-_WIDE_ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # of rows of tensors, in fewer registers
+_ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # sums along rows of tensors: many small parts
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
@@ -151,12 +150,13 @@ def one_accumulator(engine: str, head_dim: int, head_dim_v: int) -> bool:
 
 
 def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
-              vector_bytes: int) -> Schedule:
+              vector_bytes: int, packed: bool) -> Schedule:
     """As ``choose``, for a region that takes two products of every pair."""
     widest = max(sizes["head_dim"], sizes["head_dim_v"])
     sums = sum(n.op == "contract" and n.attr("over") in EXTENTS for n in walk(*region.roots))
     asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
-    busy = asking or _kind(region) == _ASKING or _of_pairs(*region.roots) > _PLAIN_BACKWARD
+    busy = asking or packed or _kind(region) == _ASKING \
+        or _of_pairs(*region.roots) > _PLAIN_BACKWARD
     for limit, one, both in _MMA_BACKWARD if engine == "mma" else _SIMT_BACKWARD:
         pair = both if sums > 1 else one
         if widest > limit or pair is None:
@@ -187,13 +187,11 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     if engine == "cpu":
         return _CPU
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
-        widest = max((sizes[_COLUMNS[a]] for n in walk(*region.roots) for a in n.axes
-                      if a in _COLUMNS), default=0)
-        if engine == "simt" and widest > _WIDEST_BOTH:
-            return replace(_WIDE_ROWS, vector_bytes=vector_bytes)
+        if any(set(n.axes) & set("de") for n in walk(*region.roots)):
+            return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     if sum(n.op == "contract" and n.attr("over") in "de" for n in walk(*region.roots)) > 1:
-        return _backward(engine, region, sizes, limits, vector_bytes)
+        return _backward(engine, region, sizes, limits, vector_bytes, packed)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
     table = _MMA if engine == "mma" else _SIMT
     kind = _kind(region)

@@ -44,10 +44,11 @@ _STORED = {"mma": ("float16", "bfloat16", "float32"), "simt": ("float32",),
 def check_placement(kernel: Kernel) -> None:
     """Everything that must hold of a placed kernel beside what holds of a tiled one."""
     engine = kernel.schedule.engine
+    multiplies = any(isinstance(s, Mma) for s in statements(kernel.body))
+    stored = _STORED["mma" if engine == "simt" and not multiplies else engine]
     for t in kernel.tensors:
-        if t.dtype not in _STORED[engine]:
-            raise VerifyError(f"tensor {t.name} is {t.dtype}: {engine} takes "
-                              f"{', '.join(_STORED[engine])}")
+        if t.dtype not in stored:
+            raise VerifyError(f"tensor {t.name} is {t.dtype}: {engine} takes {', '.join(stored)}")
     for v in kernel.values:
         check_space(kernel, v)
     check_shared(kernel)

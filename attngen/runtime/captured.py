@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import (
@@ -48,9 +48,11 @@ class Captured(NamedTuple):
     numbers: tuple[CapturedNumber, ...] = ()
 
     def bind(self, like: Tensor, given: Mapping[str, Any], batch: int = 1,
+             buffers: Sequence[Tensor] | None = None
              ) -> tuple[dict[str, Tensor], dict[str, int | float]]:
         """Tensors and numbers by the kernel's names, ``given`` ones (by the user's names) in place
-        of those bound. ``like`` is q, ``batch`` the number of batch entries or sequences.
+        of those bound. ``like`` is q, ``batch`` the number of batch entries or sequences,
+        ``buffers`` other tensors in place of all that are bound, in order.
 
         Raises UnknownNameError for a name nobody captured, CapturedError for one that several did
         or that is missing, DtypeError, ShapeError and DeviceError.
@@ -68,6 +70,9 @@ class Captured(NamedTuple):
                                     where="params", remedy="Give them different names in the "
                                     "mask or score, or change the objects themselves.")
             chosen[spoken[name][0]] = value
+        if buffers is not None:
+            bound = (t.name for t in self.tensors if t.source is not None)
+            chosen |= dict(zip(bound, buffers, strict=True))
         tensors = {t.name: _checked(t, chosen.get(t.name, t.source), like, batch)
                    for t in self.tensors}
         return tensors, {n.name: _number(n, chosen) for n in self.numbers}
