@@ -60,7 +60,7 @@ def _function() -> Any:
                 found = call.backward().run(Saved(q, k, v, o, lse), dout, dlse,
                                             call.problem._replace(tables=tables))
                 made = [found.q, found.k, found.v,
-                        *(found.tables[n].to(t.dtype) for n, t in
+                        *(found.tables.get(n, torch.zeros_like(t)).to(t.dtype) for n, t in
                           zip(call.learned, learned, strict=True))]
             if torch.is_grad_enabled():  # create_graph=True: to say no where it would be used
                 made = list(_Once.apply(len(made), *made, q, k, v, *learned, dout, dlse))

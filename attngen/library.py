@@ -112,8 +112,9 @@ def operators() -> tuple[Any, Any]:
         names = [n for n, wanted in zip(bound, learned, strict=True) if wanted]
         found = _attention(key).backward(ready.kind, tuple(names)).run(
             Saved(q, k, v, o, lse), dout, dlse, ready.problem)
-        tables = [found.tables[n].to(b.dtype) for n, b in zip(
-            names, (b for b, wanted in zip(buffers, learned, strict=True) if wanted), strict=True)]
+        like = (b for b, wanted in zip(buffers, learned, strict=True) if wanted)
+        tables = [found.tables.get(n, torch.zeros_like(b)).to(b.dtype)
+                  for n, b in zip(names, like, strict=True)]
         of_sinks = [] if sinks is None else [found.tables["sinks"].to(sinks.dtype)]
         # One tensor may not be two results, or a part of another.
         return [t.clone(memory_format=torch.contiguous_format)

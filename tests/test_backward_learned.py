@@ -87,6 +87,14 @@ def test_sinks_learn() -> None:
     assert sinks.grad is not None and not sinks.grad.any()
 
 
+def test_what_only_a_mask_reads_has_gradient_zero() -> None:
+    level = torch.zeros(2, requires_grad=True)
+    attn = ag.compile(Spec(heads=2, head_dim=8, mask=lambda b, h, i, j: level[h] < i - j), "cpu")
+    q = torch.randn(1, 2, 5, 8, requires_grad=True)
+    attn(q, q, q).sum().backward()
+    assert level.grad is not None and not level.grad.any()
+
+
 def test_an_index_that_is_computed_is_refused() -> None:
     table = torch.zeros(9, requires_grad=True)
     attn = ag.compile(Spec(heads=1, head_dim=8, score=lambda s, b, h, i, j: s + table[(i - j) % 9]),

@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """``tables`` by the kernel's names."""
+    """``tables`` by the kernels' names; what no score depends on is absent."""
 
     q: Tensor
     k: Tensor
@@ -69,7 +69,7 @@ class BackwardVariant:
         q, k, v, o, lse = saved
         dout = o.new_zeros(o.shape) if dout is None else _readable(dout)
         dlse = lse.new_zeros(lse.shape) if dlse is None else _readable(dlse)
-        delta = lse.new_empty(lse.shape)
+        delta = lse.new_zeros(lse.shape)  # rows that no packed sequence has are not written
         sizes, work = problem.sizes(self._fixed), problem.work(self._fixed)
         outputs: dict[str, Tensor] = {}
 
@@ -154,4 +154,4 @@ def _of_sinks(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
 
     p = torch.exp(sinks[None, :, None].to(lse.dtype) - lse.masked_fill(lse == -torch.inf, 0.0))
     p = p.masked_fill((sinks == -torch.inf)[None, :, None], 0.0)
-    return fixed_sum(-(p * delta), (0, 2))
+    return fixed_sum(torch.where(delta == 0, 0.0, -(p * delta)), (0, 2))
