@@ -10,7 +10,7 @@ from helpers import assert_matches_oracle, make_qkv, only_ours
 from torch import Tensor
 
 import attngen as ag
-from attngen import errors
+from attngen import errors, masks
 from attngen.runtime import cxx, nvrtc
 
 TARGETS = [("cpu", "float64"), ("cpu", "float32"), ("cpu", "float16"), ("sm_80", "bfloat16"),
@@ -63,6 +63,11 @@ def test_integers_of_every_width(target: str, kind: str) -> None:
 def test_floats_of_every_width(target: str, kind: str) -> None:
     slopes = torch.tensor([0.25, -0.125]).to(getattr(torch, kind))
     check(spec(score=lambda s, b, h, i, j: s + slopes[h] * (i - j)), target, "float32")
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_80"])
+def test_lengths_of_64_bits_bound_a_loop(target: str) -> None:
+    check(spec(causal=True, mask=masks.padding(torch.tensor([40, 0]))), target, "float32")
 
 
 def test_positions_outside_a_table_read_zero() -> None:

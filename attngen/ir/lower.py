@@ -17,7 +17,7 @@ from .graph import Graph, Region
 from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
 from .merge import merge_maps
-from .node import AXES, Node, interning, is_cheap, make, rebuild, substitute, value, walk
+from .node import AXES, Node, cast, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
 from .ranges import solve_masks, tile_range
 from .stmt import (
@@ -190,8 +190,8 @@ class _Lowering:
         for name, node in (("n_begin", self.range.begin), ("n_end", self.range.end),
                            ("n_full_begin", self.range.full_begin),
                            ("n_full_end", self.range.full_end)):
-            names.append(self._new(name, node))
-            exprs.append(self._expr(node, (), top=True))
+            names.append(self._new(name, node, "int32"))  # a captured tensor's may be wider
+            exprs.append(self._expr(cast(node, "int32"), (), top=True))
         self.outer[0].append(Map(tuple(names), tuple(exprs), (), origin="tiles"))
 
     def _emit_loop(self, number: int) -> None:
@@ -283,8 +283,8 @@ class _Lowering:
             return name
         if n.op == "reduce" and n.attr("kind") == "sum":  # past the end of a row there are zeros
             source, name = self._emit(n.args[0]), self._new(hint or n.origin or "sum", n)
-            out += [Fill(name, 0.0, origin=n.origin),
-                    Reduce(name, "sum", source, n.attr("over"), True, origin=n.origin)]
+            out.append(Fill(name, 0.0, origin=n.origin))
+            out.append(Reduce(name, "sum", source, n.attr("over"), True, origin=n.origin))
             return name
         if n.op == "contract":
             a, b = self._operands(*n.args)
