@@ -87,6 +87,13 @@ def test_sinks_learn() -> None:
     assert sinks.grad is not None and not sinks.grad.any()
 
 
+def test_names_that_backward_kernels_use_themselves() -> None:
+    dout, dlse, dtable_0, delta = (parameter(4) for _ in range(4))
+    spec = Spec(heads=4, groups=2, head_dim=8, score=lambda s, b, h, i, j: (
+        s * dout[h] + dlse[h] * i + dtable_0[h] * j + delta[h] * (i - j)))
+    assert gradcheck(spec, 1, 7, 9, (dout, dlse, dtable_0, delta))
+
+
 def test_what_only_a_mask_reads_has_gradient_zero() -> None:
     level = torch.zeros(2, requires_grad=True)
     attn = ag.compile(Spec(heads=2, head_dim=8, mask=lambda b, h, i, j: level[h] < i - j), "cpu")

@@ -80,8 +80,7 @@ class _Build:
     def graphs(self, split: bool) -> Backward:
         compute, dtype = self.scores.compute, self.dtype
         heads = self.scores.k.attr("map")
-        per_head = len(set(heads)) == len(heads) == dict(self.scores.sizes)["groups"]
-        kept = dtype if per_head and heads == tuple(range(len(heads))) else compute
+        kept = dtype if heads == tuple(range(len(heads))) else compute  # groups are yet to be summed
         delta = make("sub", reduce("sum", make("mul", cast(self.dout, compute),
                                                cast(self.o, compute)), "e", origin="delta"),
                      self.dlse, origin="delta")
@@ -103,7 +102,7 @@ class _Build:
             if read not in self.found:
                 continue
             axes = {a for x in read.args for a in x.axes}
-            name, (g, factor) = f"dtable_{n}", self._flow(read)
+            name, (g, factor) = self._output_name(n), self._flow(read)
             if "j" not in axes:
                 out, where, root = tuple("bhi"), rows, reduce("sum", g, "j", origin=name)
             elif "i" not in axes:
@@ -119,6 +118,13 @@ class _Build:
             self._graph("backward_rows", rows),
             tuple(self._graph(f"backward_{name}", part) for name, part in _parts(columns, split)),
             tuple(gradients))
+
+    def _output_name(self, n: int) -> str:
+        """Of the gradient of the n-th read; users may have called a tensor so."""
+        name = f"dtable_{n}"
+        while any(t.name == name for t in self.tables):
+            name += "_"
+        return name
 
     def _flow(self, leaf: Node) -> tuple[Node, float]:
         """A cotangent and a constant factor that is left out of it; 0 where hidden: there p is 0,

@@ -54,7 +54,7 @@ def batch_dimensions(*roots: Node) -> dict[str, tuple[int, ...]]:
 
 # What kernels call their own arguments, now or in phases to come.
 _RESERVED = frozenset("""
-    q k v o lse do dq dk dv delta sinks batch heads groups head_dim head_dim_v seqlen_q seqlen_k
+    q k v o lse do dout dq dk dv delta dlse sinks batch heads groups head_dim head_dim_v seqlen_q seqlen_k
     q_offset kv_offset kv_len q_begin k_begin params
     """.split())
 

@@ -22,8 +22,8 @@ class Problem(NamedTuple):
     """The numbers of one call. Where sequences are packed ``batch`` is their number and the
     lengths are the longest. ``params`` holds q_offset, kv_offset and kv_len, or their ``_ptr``,
     where sequences begin and end (``packed.Packing.numbers``), and captured numbers; ``tables``
-    are the captured tensors, ``kept`` keeps those alive whose addresses are among the numbers;
-    ``q_offset`` and ``kv_offset`` are numbers or int32 [batch]."""
+    are the captured tensors. ``packing`` and ``where`` hold the tensors whose addresses are among
+    the numbers."""
 
     batch: int
     seqlen_q: int
