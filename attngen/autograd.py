@@ -44,7 +44,10 @@ def _function() -> Any:
         def forward(ctx: Any, call: Recorded, q: Tensor, k: Tensor, v: Tensor,
                     *learned: Tensor) -> tuple[Tensor, Tensor]:
             o, lse = call.variant.run(q, k, v, call.problem)
-            ctx.save_for_backward(q, k, v, o, lse, *learned)
+            # What kernels read again is saved too, so that torch notices when it was changed.
+            read = (*call.problem.tables.values(), *(
+                t for t in call.problem.where if isinstance(t, torch.Tensor)))
+            ctx.save_for_backward(q, k, v, o, lse, *learned, *read)
             ctx.call = call
             ctx.set_materialize_grads(False)
             return o, lse
@@ -54,7 +57,7 @@ def _function() -> Any:
             call: Recorded = ctx.call
             if dout is None and dlse is None:
                 return (None,) * (4 + len(call.learned))
-            q, k, v, o, lse, *learned = ctx.saved_tensors
+            q, k, v, o, lse, *learned = ctx.saved_tensors[:5 + len(call.learned)]
             tables = {**call.problem.tables, **dict(zip(call.learned, learned, strict=True))}
             with torch.no_grad():
                 found = call.backward().run(Saved(q, k, v, o, lse), dout, dlse,

@@ -201,6 +201,17 @@ def test_saved_tensors_must_not_change() -> None:
         o.sum().backward()
 
 
+def test_captured_tensors_must_not_change() -> None:
+    ids, where = torch.arange(70) // 9, torch.tensor([20, 20], dtype=torch.int32)
+    attn = ag.compile(Spec(heads=4, groups=2, head_dim=32, mask=masks.document(ids)), "cpu")
+    for changed in (ids, where):
+        q, k, v = tensors(CAUSAL)
+        o = attn(q, k, v, q_offset=where)
+        changed.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            o.sum().backward()
+
+
 def test_source_shows_the_kernels() -> None:
     attn = compiled(Spec(heads=2, head_dim=64, mask=masks.sliding_window(9)), "sm_80")
     text = attn.source("backward")

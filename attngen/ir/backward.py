@@ -80,7 +80,7 @@ class _Build:
     def graphs(self, split: bool) -> Backward:
         compute, dtype = self.scores.compute, self.dtype
         heads = self.scores.k.attr("map")
-        kept = dtype if heads == tuple(range(len(heads))) else compute  # groups are yet to be summed
+        kept = dtype if heads == tuple(range(len(heads))) else compute  # yet to be summed
         delta = make("sub", reduce("sum", make("mul", cast(self.dout, compute),
                                                cast(self.o, compute)), "e", origin="delta"),
                      self.dlse, origin="delta")
