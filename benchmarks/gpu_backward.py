@@ -59,7 +59,8 @@ def named(device: str) -> Iterator[Any]:
                     yield replace(case, dtype=dtype)
 
 
-def _check(here: Any, there: Any) -> list[str]:
+def check(here: Any, there: Any) -> list[str]:
+    """What is wrong with the gradients of one call."""
     return backward_cases.check(here, there, compiled(there.spec, True), "cuda")
 
 
@@ -129,16 +130,8 @@ def part(progress: Progress) -> None:
     """Right first, then fast, while time is left."""
     found = guarded(same_bits)
     progress.add("device", {"name": "same bits", "ok": not found, "complaints": found})
-    passed = 0
-    for here, there in zip(named("cpu"), named("cuda"), strict=True):
-        if progress.left() < _FOR_SPEED:
-            progress.note(f"out of time at {there}")
-            break
-        found = guarded(partial(_check, here, there))
-        passed += not found
-        if found:
-            progress.add("cases", {"name": str(there), "ok": False, "complaints": found})
-    progress.put("passed", passed)
+    gpu_forward.judge_all(progress, zip(named("cpu"), named("cuda"), strict=True), check,
+                          _FOR_SPEED)
     for dim, seqlen, causal in SPEEDS:
         if progress.left() < 3.0:
             progress.note(f"out of time at head_dim {dim}, {seqlen}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import attngen as ag
@@ -60,6 +60,22 @@ def judge(name: str, case: Case, fuse: bool, device: str = "cuda") -> dict[str, 
     found = guarded(lambda: cases.check(case, compiled(case.spec, fuse), device))
     return {"name": f"{name}: {case}{'' if fuse else ' unfused'}", "ok": not found,
             "complaints": found}
+
+
+def judge_all(progress: Progress, pairs: Iterable[tuple[Any, Any]],
+              check: Callable[[Any, Any], list[str]], spare: float = 2.0) -> None:
+    """Check pairs of a case here and on the device while more than ``spare`` seconds are left; what
+    is wrong becomes rows of the report."""
+    passed = 0
+    for here, there in pairs:
+        if progress.left() < spare:
+            progress.note(f"out of time at {there}")
+            break
+        found = guarded(partial(check, here, there))
+        passed += not found
+        if found:
+            progress.add("cases", {"name": str(there), "ok": False, "complaints": found})
+    progress.put("passed", passed)
 
 
 def guarded(check: Callable[[], list[str]]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 import attngen as ag
 
 from . import gpu_forward, gpu_part, record
-from .gpu_forward import compiled, guarded
+from .gpu_forward import compiled
 from .gpu_part import Progress
 
 sys.path.insert(0, str(record.ROOT / "tests"))  # no package: others install one of that name
@@ -31,10 +31,9 @@ SPEEDS = ((64, True), (64, False), (128, True), (128, False))  # head_dim, causa
 _FOR_SPEED = 14.0  # seconds
 
 
-def judge(here: PackedCase, there: PackedCase, device: str = "cuda") -> dict[str, Any]:
-    """One call, its oracle computed on the CPU from the same numbers, as a row of the report."""
-    found = guarded(lambda: packed_cases.check(here, there, compiled(there.spec, True), device))
-    return {"name": str(there), "ok": not found, "complaints": found}
+def check(here: PackedCase, there: PackedCase) -> list[str]:
+    """What is wrong with one call, its oracle computed on the CPU from the same numbers."""
+    return packed_cases.check(here, there, compiled(there.spec, True), "cuda")
 
 
 def variants() -> Iterator[tuple[str, ag.AttentionSpec, str, bool]]:
@@ -92,18 +91,10 @@ def measure(head_dim: int, causal: bool, rounds: int = 15) -> dict[str, Any]:
 
 def part(progress: Progress) -> None:
     """All cases in every dtype while time is left, then speeds."""
-    passed = 0
-    for dtype in gpu_forward.DTYPES:
-        for here, there in zip(packed_cases.cases("cpu", dtype), packed_cases.cases("cuda", dtype),
-                               strict=True):
-            if progress.left() < _FOR_SPEED:
-                progress.note(f"out of time at {there}")
-                break
-            row = judge(here, there)
-            passed += row["ok"]
-            if not row["ok"]:
-                progress.add("cases", row)
-    progress.put("passed", passed)
+    gpu_forward.judge_all(progress, (
+        pair for dtype in gpu_forward.DTYPES for pair in zip(
+            packed_cases.cases("cpu", dtype), packed_cases.cases("cuda", dtype), strict=True)),
+        check, _FOR_SPEED)
     with torch.no_grad():
         for head_dim, causal in SPEEDS:
             row = measure(head_dim, causal)

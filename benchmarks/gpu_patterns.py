@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import gpu_forward, gpu_part, record
-from .gpu_forward import compiled, guarded
+from .gpu_forward import compiled
 from .gpu_part import Progress
 
 sys.path.insert(0, str(record.ROOT / "tests"))  # no package: others install one of that name
@@ -56,29 +56,17 @@ def named(device: str) -> Iterator[tuple[str, PatternCase]]:
                 yield name, case
 
 
-def judge(here: PatternCase, there: PatternCase, device: str = "cuda") -> dict[str, Any]:
-    """One call, its oracle computed on the CPU from the same numbers, as a row of the report."""
-    def run() -> list[str]:
-        data = forward_cases.inputs(there, device)
-        o, lse = compiled(there.spec, True)(data.q, data.k, data.v, return_lse=True, **data.where)
-        return forward_cases.complaints(here, forward_cases.inputs(here), o.cpu(), lse.cpu())
-
-    found = guarded(run)
-    return {"name": str(there), "ok": not found, "complaints": found}
+def check(here: PatternCase, there: PatternCase) -> list[str]:
+    """What is wrong with one call, its oracle computed on the CPU from the same numbers."""
+    data = forward_cases.inputs(there, "cuda")
+    o, lse = compiled(there.spec, True)(data.q, data.k, data.v, return_lse=True, **data.where)
+    return forward_cases.complaints(here, forward_cases.inputs(here), o.cpu(), lse.cpu())
 
 
 def part(progress: Progress) -> None:
     """All while time is left."""
-    passed = 0
-    for (_, here), (_, there) in zip(named("cpu"), named("cuda"), strict=True):
-        if progress.left() < 2.0:
-            progress.note(f"out of time at {there}")
-            break
-        row = judge(here, there)
-        passed += row["ok"]
-        if not row["ok"]:
-            progress.add("cases", row)
-    progress.put("passed", passed)
+    gpu_forward.judge_all(progress, zip((case for _, case in named("cpu")),
+                                        (case for _, case in named("cuda")), strict=True), check)
 
 
 if __name__ == "__main__":

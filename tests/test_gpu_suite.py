@@ -128,6 +128,19 @@ def test_a_forward_row_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -
     assert gpu_forward.judge("x", case, True, "cpu")["complaints"] == ["ValueError: broken"]
 
 
+def test_cases_are_judged_in_pairs_while_time_is_left(tmp_path: Path) -> None:
+    progress = gpu_part.Progress(tmp_path / "part.json", 100.0)
+    gpu_forward.judge_all(progress, [(1, 1), (2, 3), (4, 4)],
+                          lambda here, there: [] if here == there else [f"{here} is not {there}"])
+    assert progress.state["data"]["passed"] == 2
+    assert progress.state["data"]["cases"] == [
+        {"name": "3", "ok": False, "complaints": ["2 is not 3"]}]
+    assert progress.state["failures"] == ["cases: 3"]
+    late = gpu_part.Progress(tmp_path / "late.json", 1.0)
+    gpu_forward.judge_all(late, [(1, 2)], lambda here, there: ["wrong"])
+    assert late.state["data"]["passed"] == 0 and "out of time" in late.state["data"]["notes"][0]
+
+
 def test_speed_problems_are_those_promised() -> None:
     todo = gpu_speed.problems()
     assert len(set(map(str, todo))) == len(todo)
