@@ -11,28 +11,28 @@ from .autograd import Recorded, recorded
 from .errors import (
     CapturedError,
     DtypeError,
-    NotDeliveredError,
     ShapeError,
     UnknownNameError,
 )
-from .runtime import jagged, operands, packed, positions
+from .runtime import dropout, jagged, operands, packed, positions
 from .runtime.backward import BackwardPlans, BackwardVariant
 from .runtime.captured import Captured
+from .runtime.dropout import Dropout
 from .runtime.operands import Heads
 from .runtime.plan import Plan
 from .runtime.positions import Positions
 from .runtime.targets import Target, get_target
-from .runtime.variant import Problem, Variant
+from .runtime.variant import Kind, Problem, Variant
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from .spec import AttentionSpec
 
 
-PlanFor = Callable[[str, bool, bool], tuple[Plan, Captured]]
-BackwardFor = Callable[[str, bool, bool, frozenset[str]], BackwardPlans]
+PlanFor = Callable[[Kind], tuple[Plan, Captured]]
+BackwardFor = Callable[[Kind, frozenset[str]], BackwardPlans]
+_Key = tuple[Any, bool, bool, bool]  # a Kind with the dtype as torch has it
 
 
 class Description(Protocol):
@@ -67,9 +67,9 @@ class When(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A checked call. ``kind``: dtype, vectorized, packed."""
+    """A checked call."""
 
-    kind: tuple[Any, bool, bool]
+    kind: _Key
     variant: Variant
     problem: Problem
 
@@ -78,10 +78,9 @@ class Attention:
     """A compiled attention variant, called with tensors.
 
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
-    target is executed on the CPU, on CPU tensors. ``plan_for(dtype, vectorized, packed)`` gives the
-    kernels of one variant and what they captured: by dtype, by whether rows can be read 16 bytes at
-    a time, and by whether sequences lie end to end; ``backward_for`` those of its gradients, also
-    by the names of the captured tensors that want some. ``buffers`` are the tensors that masks and
+    target is executed on the CPU, on CPU tensors. ``plan_for(kind)`` gives the kernels of one
+    variant and what they captured; ``backward_for`` those of its gradients, also by the names of
+    the captured tensors that want some. ``buffers`` are the tensors that masks and
     scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
     """
 
@@ -95,7 +94,7 @@ class Attention:
         assert spec.head_dim_v is not None
         self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
         self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
-        self._variants: dict[tuple[Any, bool, bool], Variant] = {}
+        self._variants: dict[_Key, Variant] = {}
         self._backwards: dict[tuple[Any, ...], BackwardVariant] = {}
         self._latest: Variant | None = None
         self.buffers: dict[str, Tensor] = {}
@@ -103,7 +102,8 @@ class Attention:
 
     def __call__(
             self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
-            sinks: Tensor | None = None, dropout_p: float = 0.0, seed: int | None = None,
+            sinks: Tensor | None = None, dropout_p: float = 0.0,
+            seed: int | Tensor | None = None,
             q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
             seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
             cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
@@ -127,6 +127,12 @@ class Attention:
         for which a GPU has to be waited for. Boundaries on a GPU are not checked. Nested tensors
         of layout torch.jagged, [n, heads, ragged, head_dim], are taken as they are and give such.
 
+        ``dropout_p`` is the probability with which a key is dropped after the softmax, for each
+        query and head by itself; what stays is divided by 1 - dropout_p. ``seed``, an int or int64
+        tensor of one element, fixes which: they follow from it, the batch entry, the head, and the
+        positions, counted from offsets rounded down to multiples of 16, on every target alike.
+        Without it one is drawn from torch's generator.
+
         Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
         natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
         float64), -inf where nothing is visible. With ``spec.sinks``, ``sinks`` [heads] is one more
@@ -137,16 +143,15 @@ class Attention:
 
         Raises the classes of ``attngen.errors`` for what does not fit: ShapeError, HeadsError,
         DtypeError, DeviceError, NonUnitStrideError, CapturedError, UnknownNameError,
-        NotDeliveredError; the first call may also raise CompileError or NoCompilerError.
+        DropoutError; the first call may also raise CompileError or NoCompilerError.
         """
         import torch
 
-        if not (dropout_p == 0.0 and seed is None):
-            raise _not_delivered(dropout_p=dropout_p or None, seed=seed)
         where = When(q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                      max_seqlen_k)
+        drops = dropout.drawn(dropout_p, seed, q) if dropout_p != 0 else None
         if torch.compiler.is_compiling():
-            o, lse = library.call(self, q, k, v, where, sinks, params or {})
+            o, lse = library.call(self, q, k, v, where, sinks, params or {}, drops)
             return (o, lse) if return_lse else o
         nested = None
         if getattr(q, "is_nested", False):
@@ -155,9 +160,9 @@ class Attention:
                 raise ShapeError("cu_seqlens and max_seqlen were given with jagged tensors",
                                  remedy="Leave them out: jagged tensors have them.")
             q, k, v, packing, _ = nested
-            ready = self.ready(q, k, v, where, sinks, params, packing)
+            ready = self.ready(q, k, v, where, sinks, params, drops, packing)
         else:
-            ready = self.ready(q, k, v, where, sinks, params)
+            ready = self.ready(q, k, v, where, sinks, params, drops)
         learned = tuple(n for n, t in ready.problem.tables.items() if t.requires_grad)
         if (q.requires_grad or k.requires_grad or v.requires_grad or learned) \
                 and torch.is_grad_enabled():
@@ -170,7 +175,8 @@ class Attention:
         return (o, lse) if return_lse else o
 
     def ready(self, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Tensor | None,
-              params: dict[str, Any] | None = None, packing: packed.Packing | None = None,
+              params: dict[str, Any] | None = None, drops: Dropout | None = None,
+              packing: packed.Packing | None = None,
               buffers: Sequence[Tensor] | None = None) -> Ready:
         """A call's kernels and numbers; everything is checked. ``buffers`` stand for the captured
         tensors, in the order of ``self.buffers``. Raises as a call does."""
@@ -181,8 +187,8 @@ class Attention:
         vectorized &= operands.is_vectorized(v, itemsize, "v")
         if when.packed:
             packing = packed.packing(q, k, *when[3:])
-        kind = q.dtype, vectorized, packing is not None
-        variant = self._variants.get(kind) or self._variant(*kind)
+        kind = q.dtype, vectorized, packing is not None, drops is not None
+        variant = self._variants.get(kind) or self._variant(kind)
 
         shift: int | Tensor = seqlen_k - seqlen_q
         if packing is not None:
@@ -197,33 +203,33 @@ class Attention:
             numbers |= packing.numbers()
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
-            tables, values = variant.captured.bind(q, self._given(q, params, sinks), batch, buffers)
+            arguments = self._sinks(q, sinks)
+            if drops is not None:
+                arguments["dropout_seed"] = drops.seed
+                numbers |= drops.numbers()
+            tables, values = variant.captured.bind(q, params or {}, batch, buffers, arguments)
             numbers |= values
         self._latest = variant
         return Ready(kind, variant, Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing,
                                             where))
 
-    def backward(self, kind: tuple[Any, bool, bool],
-                 learned: tuple[str, ...]) -> BackwardVariant:
+    def backward(self, kind: _Key, learned: tuple[str, ...]) -> BackwardVariant:
         """The backward kernels for tensors of a kind, with gradients of ``learned``."""
         key = *kind, learned
         if key not in self._backwards:
-            dtype, vectorized, is_packed = kind
-            plans = self._backward_for(str(dtype).removeprefix("torch."), vectorized, is_packed,
-                                       frozenset(learned))
-            self._backwards[key] = BackwardVariant(plans, self._fixed, emulate=self.emulate,
-                                                   packed=is_packed)
+            of = _named(kind)
+            self._backwards[key] = BackwardVariant(
+                self._backward_for(of, frozenset(learned)), self._fixed, emulate=self.emulate,
+                packed=of.packed)
         return self._backwards[key]
 
-    def _given(self, q: Tensor, params: dict[str, Any] | None,
-               sinks: Tensor | None) -> dict[str, Any]:
-        """What a call names: ``params``, and the sinks in the type of the arithmetic."""
-        given = dict(params or {})
+    def _sinks(self, q: Tensor, sinks: Tensor | None) -> dict[str, Tensor]:
+        """The sinks, checked, in the type of the arithmetic."""
         if self.spec.sinks and sinks is None:
             raise CapturedError("sinks is missing", remedy="The spec says sinks=True: pass "
                                 f"sinks=, one logit for each of {self.spec.heads} heads.")
         if sinks is None:
-            return given
+            return {}
         if not self.spec.sinks:
             raise CapturedError("sinks= was given, the spec has none",
                                 remedy="Write AttentionSpec(..., sinks=True).")
@@ -233,19 +239,20 @@ class Attention:
         import torch
 
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return {**given, "sinks": sinks.to(wide)}
+        return {"sinks": sinks.to(wide)}
 
-    def _variant(self, dtype: torch.dtype, vectorized: bool, is_packed: bool) -> Variant:
-        name = str(dtype).removeprefix("torch.")
+    def _variant(self, kind: _Key) -> Variant:
+        of = _named(kind)
+        name = of.dtype
         if self.spec.dtype is not None and name != self.spec.dtype:
             raise DtypeError(f"q, k and v are {name}, the spec says {self.spec.dtype}",
                              remedy="Convert them, or leave dtype out of the spec.")
         if name not in self.target.dtypes:
             raise DtypeError(f"target {self.target.name} has no kernels for {name}",
                              remedy=f"It takes {', '.join(self.target.dtypes)}.")
-        plan, captured = self._plan_for(name, vectorized, is_packed)
+        plan, captured = self._plan_for(of)
         variant = Variant(plan, self._fixed, emulate=self.emulate, captured=captured)
-        self._variants[dtype, vectorized, is_packed] = variant
+        self._variants[kind] = variant
         return variant
 
     # -- without calling --------------------------------------------------------------------------
@@ -256,27 +263,27 @@ class Attention:
         CUDA."""
         return self.spec.dtype or ("float32" if self.target.family == "cpu" else "bfloat16")
 
-    def build(self, dtype: str | None = None, vectorized: bool = True,
-              packed: bool = False) -> tuple[Any, ...]:
+    def build(self, dtype: str | None = None, vectorized: bool = True, packed: bool = False,
+              dropout: bool = False) -> tuple[Any, ...]:
         """Compile now what a call with such tensors would; returns what the compilers made, one
         per kernel (``runtime.nvrtc.Cubin`` for CUDA)."""
         import torch
 
-        kind = getattr(torch, dtype or self.dtype), vectorized, packed
-        variant = self._variants.get(kind) or self._variant(*kind)
+        kind = getattr(torch, dtype or self.dtype), vectorized, packed, dropout
+        variant = self._variants.get(kind) or self._variant(kind)
         return variant.executable.build()
 
     def source(self, kind: str = "forward", dtype: str | None = None, vectorized: bool = True,
-               packed: bool = False) -> str:
+               packed: bool = False, dropout: bool = False) -> str:
         """The emitted text of one kind of kernel, complete and compilable by itself: "forward",
         "backward" for all of its kernels, or one of them. Raises UnknownNameError for others."""
-        of = dtype or self.dtype, vectorized, packed
+        of = Kind(dtype or self.dtype, vectorized, packed, dropout)
         phase = "backward" if kind.startswith("backward") else "forward"
         if phase == "backward":
-            kernels = [k for plan in self._backward_for(*of, frozenset()).all()
+            kernels = [k for plan in self._backward_for(of, frozenset()).all()
                        for k in plan.kernels]
         else:
-            kernels = list(self._plan_for(*of)[0].kernels)
+            kernels = list(self._plan_for(of)[0].kernels)
         texts = [k.text for k in kernels if kind in (k.kind, phase)]
         if not texts:
             raise UnknownNameError("kernel kind", kind, {"forward", "backward",
@@ -285,7 +292,7 @@ class Attention:
 
     def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
         """What masks and scores captured: (name, as ``params`` takes it; the tensor or number)."""
-        _, found = self._plan_for(dtype or self.dtype, True, False)
+        _, found = self._plan_for(Kind(dtype or self.dtype))
         return (*((t.spoken or t.name, t.source) for t in found.tensors),
                 *((n.spoken or n.name, n.source) for n in found.numbers))
 
@@ -316,7 +323,5 @@ class Attention:
         return f"Attention({self.spec!r}, target={where})"
 
 
-def _not_delivered(**given: Any) -> NotDeliveredError:
-    names = [name for name, value in given.items() if value is not None]
-    return NotDeliveredError(f"{', '.join(names)}: not available in this version of attngen",
-                             where="the call of an Attention")
+def _named(kind: _Key) -> Kind:
+    return Kind(str(kind[0]).removeprefix("torch."), *kind[1:])

@@ -36,7 +36,8 @@ def backward_plans(spec: AttentionSpec, options: Options,
     engine = engine_for(options.dtype, options.target == "cpu")
     built = build_backward(spec, options.dtype, Captures(),
                            lambda name: str(c_name(name)) in wanted,
-                           one_accumulator(engine, spec.head_dim, spec.head_dim_v))
+                           one_accumulator(engine, spec.head_dim, spec.head_dim_v),
+                           options.dropout)
 
     tables = tuple(_plain(read, str(c_name(read.table)), options.packed) for read in built.tables)
 

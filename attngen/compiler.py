@@ -20,6 +20,7 @@ from .runtime.captured import Captured, CapturedNumber, CapturedTensor
 from .runtime.fingerprint import package_fingerprint
 from .runtime.plan import Field, GridDim, KernelPlan, ParamArg, Plan, TensorArg
 from .runtime.targets import Target, default_target, get_target
+from .runtime.variant import Kind
 from .spec import AttentionSpec
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Options:
     schedule: tuple[tuple[str, Any], ...] = ()
     skip: tuple[str, ...] = ()
     packed: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowere
     from .templates.names import c_name
 
     captures = Captures()
-    graph = build_forward(spec, options.dtype, captures)
+    graph = build_forward(spec, options.dtype, captures, options.dropout)
     by_batch = batch_dimensions(*(root for region in graph.regions for root in region.roots))
     lowered = lower_graph(graph, options, record)
     return replace(lowered, captured=Captured(
@@ -190,10 +192,12 @@ def plan_for(spec: AttentionSpec, options: Options) -> tuple[Plan, Captured]:
     entry = disk.get_or_build(
         "plan", parts, lambda: make_plan(spec, options, lower(spec, options)).to_json().encode(),
         label=f"plan {options.target} {options.dtype}")
-    # Named patterns capture nothing that has no JSON form; the sinks come with each call.
+    # Named patterns capture nothing that has no JSON form; these come with each call.
     wide = "float64" if options.dtype == "float64" else "float32"
-    sinks = CapturedTensor("sinks", wide, 1, None, "sinks")
-    return Plan.from_json(entry), Captured((sinks,) if spec.sinks else ())
+    given = [("dropout_seed", "int64")] if options.dropout else []
+    given += [("sinks", wide)] if spec.sinks else []
+    return Plan.from_json(entry), Captured(tuple(
+        CapturedTensor(name, dtype, 1, None, name) for name, dtype in given))
 
 
 def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate: bool = False,
@@ -216,25 +220,25 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
             raise UnknownNameError("optional pass", name, OPTIONAL, where="ATTNGEN_SKIP")
 
     @cache
-    def options(dtype: str, vectorized: bool = True, packed: bool = False) -> Options:
-        return Options(chosen.name, dtype, vectorized, fuse, explicit, skip, packed)
+    def options(kind: Kind) -> Options:
+        return Options(chosen.name, kind.dtype, kind.vectorized, fuse, explicit, skip, kind.packed,
+                       kind.dropout)
 
     @cache
-    def plan(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
-        return plan_for(spec, options(dtype, vectorized, packed))
+    def plan(kind: Kind) -> tuple[Plan, Captured]:
+        return plan_for(spec, options(kind))
 
     @cache
-    def backward(dtype: str, vectorized: bool, packed: bool,
-                 wanted: frozenset[str]) -> BackwardPlans:
+    def backward(kind: Kind, wanted: frozenset[str]) -> BackwardPlans:
         from .backward import backward_plans
-        return backward_plans(spec, options(dtype, vectorized, packed), wanted)
+        return backward_plans(spec, options(kind), wanted)
 
     from .describe import Description
 
     attn = Attention(spec, chosen, emulate, plan, backward,
-                     Description(lambda dtype: lower(spec, options(dtype), record=True), chosen,
-                                 spec.dtype))
-    _, captured = plan(attn.dtype, True, False)
+                     Description(lambda dtype: lower(spec, options(Kind(dtype)), record=True),
+                                 chosen, spec.dtype))
+    _, captured = plan(Kind(attn.dtype))
     spoken = [t.spoken for t in captured.tensors]
     attn.buffers = {t.spoken if t.spoken and spoken.count(t.spoken) == 1 else t.name: t.source
                     for t in captured.tensors if t.source is not None}

@@ -158,6 +158,10 @@ class DtypeError(AttngenError, TypeError):
     bfloat16``."""
 
 
+class DropoutError(AttngenError, ValueError):
+    """A probability or seed of dropout that is none. Example: ``dropout_p is 1.5``."""
+
+
 class DeviceError(AttngenError, ValueError):
     """Tensors on the wrong device. Example: ``q is on cpu, target sm_90 needs cuda``."""
 

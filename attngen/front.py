@@ -25,13 +25,14 @@ def compile(spec: AttentionSpec, target: str | None = None, **options: Any) -> A
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
+              dropout_p: float = 0.0, seed: int | Tensor | None = None,
               q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
               seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
               cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
               max_seqlen_k: int | None = None, **fields: Any) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with the spec read off the tensors; ``fields`` are those of ``AttentionSpec``
-    (``causal=True, window=128, ...``). Shapes, positions, packed sequences and results as for
-    ``Attention``.
+    (``causal=True, window=128, ...``). Shapes, positions, packed sequences, dropout and results
+    as for ``Attention``.
 
     The compiled attention is kept for the next call with equal fields, unless a mask or score is a
     Python callable, whose meaning may change: compile those once yourself. Raises what
@@ -50,7 +51,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False,
             while len(_kept) >= _MOST_KEPT:
                 del _kept[next(iter(_kept))]
             _kept[key] = attn
-    return attn(q, k, v, return_lse=return_lse, q_offset=q_offset, kv_offset=kv_offset,
+    return attn(q, k, v, return_lse=return_lse, dropout_p=dropout_p, seed=seed,
+                q_offset=q_offset, kv_offset=kv_offset,
                 seqlens_k=seqlens_k, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
                 max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
 

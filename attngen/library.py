@@ -1,8 +1,8 @@
 """Attention as operators of ``torch.library``: for torch.compile and torch.export, which look at
 tensors without memory and cannot follow a call into kernels.
 
-    attngen::forward(q, k, v, buffers, …, key) -> (o, lse)
-    attngen::backward(dout, dlse, q, k, v, o, lse, buffers, …, key) -> gradients
+    attngen::forward(q, k, v, buffers, sinks, seed, …, key) -> (o, lse)
+    attngen::backward(dout, dlse, q, k, v, o, lse, buffers, sinks, seed, …, key) -> gradients
 
 ``buffers`` are the captured tensors, so that the graph sees them, their changes and their
 gradients; ``key`` names the Attention, which lives as long as someone holds it.
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from .errors import LaunchError
 from .runtime import operands
 from .runtime.backward import Saved
+from .runtime.dropout import Dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def registered(attn: Attention) -> str:
 
 
 def call(attn: Attention, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Tensor | None,
-         params: dict[str, Any]) -> tuple[Tensor, Tensor]:
+         params: dict[str, Any], drops: Dropout | None) -> tuple[Tensor, Tensor]:
     """(o, lse) by way of the operator: what torch.compile traces. ``params`` are tensors."""
     import torch
 
@@ -47,8 +48,9 @@ def call(attn: Attention, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Te
 
     offsets = [x if isinstance(x, torch.Tensor) else None for x in when[:2]]
     numbers = [None if isinstance(x, torch.Tensor) else x for x in when[:2]]
-    o, lse = torch.ops.attngen.forward(q, k, v, buffers, sinks, *offsets, *when[2:5],
-                                       *numbers, *when[5:], attn.key)
+    p, seed = (0.0, None) if drops is None else drops
+    o, lse = torch.ops.attngen.forward(q, k, v, buffers, sinks, seed, *offsets, *when[2:5],
+                                       *numbers, *when[5:], p, attn.key)
     return o, lse
 
 
@@ -62,13 +64,15 @@ def _attention(key: str) -> Attention:
 
 
 def _ready(key: str, q: Tensor, k: Tensor, v: Tensor, buffers: list[Tensor],
-           sinks: Tensor | None, where: tuple[Any, ...]) -> Ready:
+           sinks: Tensor | None, seed: Tensor | None, where: tuple[Any, ...],
+           dropout_p: float) -> Ready:
     from .attention import When
 
     q_table, kv_table, seqlens_k, cu_q, cu_k, q_number, kv_number, max_q, max_k = where
     when = When(q_number if q_table is None else q_table,
                 kv_number if kv_table is None else kv_table, seqlens_k, cu_q, cu_k, max_q, max_k)
-    return _attention(key).ready(q, k, v, when, sinks, buffers=buffers)
+    drops = None if seed is None else Dropout(dropout_p, seed)
+    return _attention(key).ready(q, k, v, when, sinks, None, drops, buffers=buffers)
 
 
 @cache
@@ -81,13 +85,13 @@ def operators() -> tuple[Any, Any]:
 
     @torch.library.custom_op("attngen::forward", mutates_args=())
     def forward(q: Tensor, k: Tensor, v: Tensor, buffers: list[Tensor], sinks: Tensor | None,
-                q_offset: Tensor | None, kv_offset: Tensor | None, seqlens_k: Tensor | None,
-                cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+                seed: Tensor | None, q_offset: Tensor | None, kv_offset: Tensor | None,
+                seqlens_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
                 q_number: int | None, kv_number: int | None, max_seqlen_q: int | None,
-                max_seqlen_k: int | None, key: str) -> tuple[Tensor, Tensor]:
+                max_seqlen_k: int | None, dropout_p: float, key: str) -> tuple[Tensor, Tensor]:
         where = (q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, q_number, kv_number,
                  max_seqlen_q, max_seqlen_k)
-        ready = _ready(key, q, k, v, buffers, sinks, where)
+        ready = _ready(key, q, k, v, buffers, sinks, seed, where, dropout_p)
         return ready.variant.run(q, k, v, ready.problem)
 
     @forward.register_fake
@@ -100,14 +104,15 @@ def operators() -> tuple[Any, Any]:
 
     @torch.library.custom_op("attngen::backward", mutates_args=())
     def backward(dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor,
-                 lse: Tensor, buffers: list[Tensor], sinks: Tensor | None,
+                 lse: Tensor, buffers: list[Tensor], sinks: Tensor | None, seed: Tensor | None,
                  q_offset: Tensor | None, kv_offset: Tensor | None, seqlens_k: Tensor | None,
                  cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
                  q_number: int | None, kv_number: int | None, max_seqlen_q: int | None,
-                 max_seqlen_k: int | None, key: str, learned: list[bool]) -> list[Tensor]:
+                 max_seqlen_k: int | None, dropout_p: float, key: str,
+                 learned: list[bool]) -> list[Tensor]:
         where = (q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, q_number, kv_number,
                  max_seqlen_q, max_seqlen_k)
-        ready = _ready(key, q, k, v, buffers, sinks, where)
+        ready = _ready(key, q, k, v, buffers, sinks, seed, where, dropout_p)
         bound = [t.name for t in ready.variant.captured.tensors if t.source is not None]
         names = [n for n, wanted in zip(bound, learned, strict=True) if wanted]
         found = _attention(key).backward(ready.kind, tuple(names)).run(
@@ -128,8 +133,8 @@ def operators() -> tuple[Any, Any]:
         return [t.new_empty(t.shape) for t in like]
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, v, buffers, sinks, *where, key = inputs
-        tensors, ctx.numbers, ctx.key = where[:5], where[5:], key
+        q, k, v, buffers, sinks, *tensors, ctx.key = inputs
+        tensors, ctx.numbers = tensors[:6], tensors[6:]
         ctx.count = len(buffers)
         ctx.learned = [b.requires_grad for b in buffers]
         ctx.save_for_backward(q, k, v, *output, *buffers, sinks, *tensors)
@@ -143,7 +148,7 @@ def operators() -> tuple[Any, Any]:
             dout, dlse, q, k, v, o, lse, buffers, sinks, *tensors, *ctx.numbers, ctx.key,
             ctx.learned)
         of_buffers = [more.pop(0) if wanted else None for wanted in ctx.learned]
-        return dq, dk, dv, of_buffers, more[0] if more else None, *(None,) * 10
+        return dq, dk, dv, of_buffers, more[0] if more else None, *(None,) * 12
 
     forward.register_autograd(differentiate, setup_context=setup)
     return forward, backward

@@ -86,7 +86,8 @@ def _numbers_as(dtype: torch.dtype) -> Iterator[None]:
 
 def attention(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Offset = None,
               kv_offset: int | Tensor = 0, seqlens_k: Offset = None,
-              sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+              sinks: Tensor | None = None, dropout_p: float = 0.0,
+              seed: int = 0) -> tuple[Tensor, Tensor]:
     """Attention in float64, differentiable.
 
     q [batch, heads, seqlen_q, head_dim], k [batch, kv_heads, seqlen_k, head_dim],
@@ -94,17 +95,19 @@ def attention(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset:
     [batch, heads, seqlen_q, head_dim_v] and lse [batch, heads, seqlen_q] (natural log), both
     float64. A query that sees nothing has o = 0 and lse = −inf; values of keys it does not see do
     not reach it, not even NaN. ``sinks`` [heads] are logits of one more column of the softmax,
-    which has no value.
+    which has no value. ``dropout_p`` and ``seed`` as for a call of an ``Attention``.
     """
     at = positions(spec, q.shape[0], q.shape[2], k.shape[2], q_offset=q_offset,
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
     return _attend(spec, at, q.double(), k.double(), v.double(),
-                   None if sinks is None else sinks.double())
+                   None if sinks is None else sinks.double(),
+                   _kept(at, q_offset, kv_offset, dropout_p, seed))
 
 
 def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Offset = None,
           kv_offset: int | Tensor = 0, seqlens_k: Offset = None,
-          sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+          sinks: Tensor | None = None, dropout_p: float = 0.0,
+          seed: int = 0) -> tuple[Tensor, Tensor]:
     """The same formula as unfused torch operations in the tensors' own dtype.
 
     Returns o in that dtype and lse in float32 (float64 for float64), as kernels do. In float64 this
@@ -115,11 +118,11 @@ def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Off
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
     if q.dtype == torch.float64:
         q, k = q.flip(-1), k.flip(-1)
-    return _attend(spec, at, q, k, v, sinks)
+    return _attend(spec, at, q, k, v, sinks, _kept(at, q_offset, kv_offset, dropout_p, seed))
 
 
 def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor, v: Tensor,
-            sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+            sinks: Tensor | None, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = torch.tensor([spec.kv_head(h) for h in range(spec.heads)], device=q.device)
     k, v = k[:, heads], v[:, heads]
@@ -136,11 +139,56 @@ def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor, v: Tensor,
     # A row with nothing to see has NaN in its softmax; a score may also be −inf by itself.
     seen = seen & (lse != float("-inf")).unsqueeze(-1)
     p = torch.where(seen, torch.softmax(s, -1)[..., :seen.shape[-1]], 0.0)
+    if kept is not None:
+        p = p * kept.to(p.dtype)
     if bool(torch.isfinite(v).all()):
         return torch.matmul(p, v), lse
     # 0 · NaN is NaN: sum the visible products alone.
     products = torch.where(seen.unsqueeze(-1), p.unsqueeze(-1) * v.unsqueeze(-3), 0.0)
     return products.sum(-2), lse
+
+
+# -- dropout ------------------------------------------------------------------------------------
+
+
+def uniform(seed: int, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """In [0, 1): 24 bits of Philox4x32-7 with the seed as its key. The counter is (k, q, h, b)
+    with the bit that is worth 8 cleared in k and q; these two bits choose one of its four words.
+    b, h, q and k are int64 and broadcast; the result is float64."""
+    full = 2**32 - 1
+
+    def times(x: Tensor, by: int) -> tuple[Tensor, Tensor]:
+        """The upper and lower word of a product, of which an int64 holds 48 bits."""
+        low, high = x * (by & 0xFFFF), x * (by >> 16)
+        middle = high + (low >> 16)
+        return middle >> 16, (middle & 0xFFFF) << 16 | low & 0xFFFF
+
+    x = [k & full & ~8, q & full & ~8, h & full, b & full]
+    key = [seed & full, seed >> 32 & full]
+    for _ in range(7):
+        (high_0, low_0), (high_2, low_2) = times(x[0], 0xD2511F53), times(x[2], 0xCD9E8D57)
+        x = [high_2 ^ x[1] ^ key[0], low_2, high_0 ^ x[3] ^ key[1], low_0]
+        key = [key[0] + 0x9E3779B9 & full, key[1] + 0xBB67AE85 & full]
+    word = torch.where(q & 8 != 0, torch.where(k & 8 != 0, x[3], x[2]),
+                       torch.where(k & 8 != 0, x[1], x[0]))
+    return (word >> 8).double() / 2**24
+
+
+def _kept(at: Positions, q_offset: Offset, kv_offset: int | Tensor, p: float,
+          seed: int) -> Tensor | None:
+    """What probabilities are multiplied by: 0, or 1/(1 − p). Positions for it begin at multiples of
+    16; p is compared in float32."""
+    if p == 0:
+        return None
+
+    def begun(idx: Tensor, offset: Offset) -> Tensor:
+        start = idx.select(2, 0).select(2, 0) if offset is None \
+            else _per_batch(offset, idx.device)
+        return idx - start.reshape(-1, 1, 1, 1) % 16
+
+    u = uniform(seed, at.b, at.h, begun(at.q_idx, q_offset), begun(at.kv_idx, kv_offset))
+    threshold = torch.tensor(p, dtype=torch.float32).double().to(u.device)
+    return (u >= threshold).double() * (1 / (1 - p) if p < 1 else 0.0)
 
 
 # -- judging a result ---------------------------------------------------------------------------

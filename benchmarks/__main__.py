@@ -1,13 +1,13 @@
-"""``python -m benchmarks [latency] [traffic] [cpu-forward] [tiles]``: all of them by default."""
+"""``python -m benchmarks [latency] [traffic] [cpu-forward] [tiles] [training]``; all by default."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import cpu_forward, latency, tiles, traffic
+from . import cpu_forward, latency, tiles, traffic, training
 
 PARTS = {"latency": latency.main, "traffic": traffic.main, "cpu-forward": cpu_forward.main,
-         "tiles": tiles.main}
+         "tiles": tiles.main, "training": training.main}
 
 
 def main() -> None:

@@ -82,6 +82,41 @@ def same_bits() -> list[str]:
     return [f"{wrong} of 20 gave other bits"] if wrong else []
 
 
+def dropout_in_a_graph() -> list[str]:
+    """A captured graph draws another seed at each replay, or reads the one in a tensor; forward and
+    backward of a replay drop the same."""
+    case = replace(gpu_forward.SHARED, seqlen_q=300, seqlen_k=300)
+    data, seed = forward_cases.inputs(case, "cuda"), torch.tensor([3], device="cuda")
+    q, k, v = (t.detach().requires_grad_() for t in (data.q, data.k, data.v))
+    attn, wrong = compiled(case.spec, True), []
+    for given in (None, seed):
+        def step(given: Any = given) -> tuple[torch.Tensor, ...]:
+            o = attn(q, k, v, dropout_p=0.5, seed=given)
+            return (o.detach(), *torch.autograd.grad(o.sum(), v))
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = step()
+        found = []
+        for n in (4, 5, 4):
+            seed.fill_(n)
+            graph.replay()
+            found.append(tuple(t.clone() for t in out))
+        if found[0][0].equal(found[1][0]):
+            wrong.append(f"two replays with seed {given} drop the same")
+        if given is not None:
+            seed.fill_(4)
+            if not all(a.equal(b) and a.equal(c) for a, b, c in
+                       zip(found[0], found[2], step(), strict=True)):
+                wrong.append("a replay is not the call with the same seed")
+    return wrong
+
+
 def measure(dim: int, seqlen: int, causal: bool, flex: bool, rounds: int = 11) -> dict[str, Any]:
     """Times of backward alone, ours first."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -128,8 +163,9 @@ def measure(dim: int, seqlen: int, causal: bool, flex: bool, rounds: int = 11) -
 
 def part(progress: Progress) -> None:
     """Right first, then fast, while time is left."""
-    found = guarded(same_bits)
-    progress.add("device", {"name": "same bits", "ok": not found, "complaints": found})
+    for name, run in (("same bits", same_bits), ("dropout in a graph", dropout_in_a_graph)):
+        found = guarded(run)
+        progress.add("device", {"name": name, "ok": not found, "complaints": found})
     gpu_forward.judge_all(progress, zip(named("cpu"), named("cuda"), strict=True), check,
                           _FOR_SPEED)
     for dim, seqlen, causal in SPEEDS:

@@ -173,6 +173,14 @@ _RANGES = ("const i64* blocks = reinterpret_cast<const i64*>(from); "
            "z = table_max(low, high, 8, blocks, int(x[2] % 3), 1, 2)"
             " - in_range<true>(0, 1, 8, blocks); "
            "y[2] = static_cast<u32>(z); y[3] = static_cast<u32>(z >> 32);")
+# A position in seven words; the starts are made multiples of 16.
+_UNIFORM = ("Philox f{{x[0], x[1], x[2], x[3]}}; philox_round(f, x[4], x[5]); "
+            "for (int n = 0; n < 4; ++n) y[n] = f.word[n]; y[3] ^= word(philox_word(f, 8, 0)); "
+            f"const i64 seed = {_PAIR.format(0, 1)}; const int j = int(x[5] % 16u); "
+            "y[4] = word(uniform_f32(seed, int(x[2]), int(x[3]), int(x[4] << 4), int(x[5]), "
+            "int(x[6] << 4), j)); "
+            "y[5] = word(uniform_f32(seed, int(x[2]), int(x[3]), int(x[4] << 4), int(x[5]), "
+            "int(x[6] << 4), j, int(x[5]), j));")
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     _unary("fast_exp2", _scaled(20.0), 4.0, 2.0**-126),
@@ -198,7 +206,7 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     Primitive("table_min", 4, 4, _RANGES, _bits),
     _whole("abs_i32", 1, _integers(-1000, 1000)), _whole("ceil_div", 2, _integers(1, 1000)),
     Primitive("align_up", 1, 1, "y[0] = align_up(x[0] >> 4, 1u << (lane % 11));", _bits),
-    Primitive("recompute", 2, 2, "y[0] = u32(recompute(int(x[0]))); y[1] = x[1];", _bits),
+    Primitive("recompute", 2, 2, "y[0] = u32(recompute(int(x[0]))); y[1] = opaque(x[1]);", _bits),
     *(Primitive(f"to_float_{kind}", 1, 1, f"y[0] = word(to_float({kind}_t{{"
                 "static_cast<unsigned short>(x[0])}));", _bits, 0.0) for kind in ("bf16", "f16")),
     *(Primitive(f"pack_{kind}", 2, 2, f"y[0] = pack(real(x[0]), real(x[1]), {kind}_t{{}}); "
@@ -225,6 +233,7 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     Primitive("store_global_b32", 1, 1, "store_global_b32(to, ~x[0]); y[0] = ~load_global(to);",
               _bits),
     Primitive("load_global", 2, 2, _HALVES, _bits),
+    Primitive("uniform_f32", 7, 6, _UNIFORM, _bits),
     Primitive("block_x", 1, 6, _IDS, _bits, threads=96, grid=(3, 2, 2)),
 )}
 

@@ -111,6 +111,6 @@ def copy_cuda(target: str = "sm_80", name: str = "copy_rows") -> Plan:
                 sizes={}, variant={})
 
 
-def no_backward(dtype: str, vectorized: bool, packed: bool, wanted: frozenset[str]) -> Any:
+def no_backward(kind: Any, wanted: frozenset[str]) -> Any:
     """Where nothing asks for gradients."""
     raise AssertionError("no backward here")

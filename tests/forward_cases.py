@@ -46,6 +46,7 @@ class Case:
     kv_offset: Offset = None
     seqlens_k: tuple[int, ...] | None = None
     layout: str = "dense"
+    dropout: float = 0.0
     seed: int = 0
 
     @cached_property
@@ -92,6 +93,8 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
     where = {name: torch.tensor(value, dtype=torch.int32, device=device)
              if isinstance(value, tuple) else value
              for name, value in given.items() if value is not None}
+    if case.dropout:
+        where |= {"dropout_p": case.dropout, "seed": (case.seed << 32) - 7}
     return Inputs(q, k, v, where)
 
 
@@ -187,8 +190,14 @@ NAMED: dict[str, tuple[Case, ...]] = {
     "layouts": tuple(replace(_BASE, head_dim=dim, heads=6, groups=2, causal=True, seqlen_q=65,
                              seqlen_k=197, layout=layout)
                      for dim in (64, 72) for layout in LAYOUTS[1:]),
+    "dropout": tuple(replace(_BASE, heads=4, groups=2, seqlen_q=65, seqlen_k=197, dropout=p, seed=n,
+                             **where) for n, (p, where) in enumerate((
+                                 (0.2, {"causal": True}), (0.5, {"q_offset": (-9, 70),
+                                                                 "kv_offset": (5, -40)}),
+                                 (0.9, {"window": (40, 9)}), (1.0, {"causal": True}),
+                                 (0.1, {"causal": True, "head_dim": 256}),
+                                 (0.3, {"seqlens_k": (0, 131), "head_dim": 40})))),
 }
-
 
 
 def of_few_specs(feature: str, specs: int) -> tuple[Case, ...]:
@@ -235,4 +244,4 @@ def random_call(rng: random.Random, spec: Case, most: int = 1027) -> Case:
     visible = tuple(rng.randint(0, k) for _ in range(batch)) if rng.random() < 0.25 else None
     return replace(spec, batch=batch, seqlen_q=q, seqlen_k=k, q_offset=position(),
                    kv_offset=position(), seqlens_k=visible, layout=rng.choice(LAYOUTS),
-                   seed=rng.randrange(1 << 30))
+                   dropout=rng.choice((0.0, 0.0, 0.0, 0.0, 0.1, 0.5)), seed=rng.randrange(1 << 30))

@@ -101,9 +101,10 @@ def packed(x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return torch.cat([x[n, :, :length] for n, length in enumerate(lengths)], 1)[None]
 
 
-def complaints(case: PackedCase, o: Tensor, lse: Tensor, factor: float = 2.0) -> list[str]:
+def complaints(case: PackedCase, o: Tensor, lse: Tensor, factor: float = 2.0,
+               **how: Any) -> list[str]:
     """What is wrong with a result on the cpu; empty when it is right. The oracle sees a batch of
-    padded sequences whose lengths and positions are given."""
+    padded sequences whose lengths and positions are given, and ``how``: dropout_p and seed."""
     data = inputs(case)
     q, k, v = (padded(t, lengths) for t, lengths in
                ((data.q, case.q_lens), (data.k, case.keys), (data.v, case.keys)))
@@ -111,7 +112,7 @@ def complaints(case: PackedCase, o: Tensor, lse: Tensor, factor: float = 2.0) ->
     kv_offset = data.where.get("kv_offset", 0)
     where = {"kv_offset": kv_offset,
              "q_offset": data.where.get("q_offset", kv_offset + ends - queries),
-             "seqlens_k": torch.minimum(data.where.get("seqlens_k", ends), ends)}
+             "seqlens_k": torch.minimum(data.where.get("seqlens_k", ends), ends), **how}
     right = [packed(t, case.q_lens) for t in reference.attention(case.spec, q, k, v, **where)]
     naive = [packed(t, case.q_lens) for t in reference.naive(case.spec, q, k, v, **where)]
     verdicts = [reference.compare(ours, want, plain, factor=factor, name=name) for

@@ -16,13 +16,14 @@ from attngen import errors
 from attngen.attention import Attention
 from attngen.runtime.captured import Captured
 from attngen.runtime.plan import Plan
+from attngen.runtime.variant import Kind
 from attngen.spec import AttentionSpec
 
 SPEC = AttentionSpec(heads=4, groups=2, head_dim=16, head_dim_v=8, causal=True)
 
 
-def causal_plan(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
-    return fake_plans.causal(dtype=dtype), Captured()
+def causal_plan(kind: Kind) -> tuple[Plan, Captured]:
+    return fake_plans.causal(dtype=kind.dtype), Captured()
 
 
 def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

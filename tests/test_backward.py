@@ -92,7 +92,9 @@ def random_spec(rng: random.Random) -> Spec:
 def _random_check(seed: int) -> None:
     rng = random.Random(seed)
     spec = random_spec(rng)
-    assert gradcheck(spec, rng.randint(1, 2), rng.randint(1, 70), rng.randint(1, 70))
+    sizes = rng.randint(1, 2), rng.randint(1, 70), rng.randint(1, 70)
+    how = {"dropout_p": rng.choice((0.1, 0.5)), "seed": seed} if rng.random() < 0.3 else {}
+    assert gradcheck(spec, *sizes, **how)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -148,6 +150,18 @@ def test_rows_that_see_nothing_have_gradient_zero() -> None:
         q, k, v = tensors(case)
         compiled(case.spec, target)(q, k, v).sum().backward()
         assert q.grad is not None and not q.grad[:, :, :50].any() and q.grad[:, :, 50:].any()
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_80"])
+@pytest.mark.parametrize("mask", [~masks.prefix_lm(30), lambda b, h, i, j: i != i])
+def test_a_mask_that_contradicts_itself(mask: object, target: str) -> None:
+    spec = Spec(heads=4, groups=2, head_dim=32, causal=True, mask=mask, sinks=True)
+    given, sinks = tensors(CAUSAL), torch.randn(4, requires_grad=True)
+    o, lse = compiled(spec, target)(*given, sinks=sinks, return_lse=True)
+    assert not o.any() and lse.equal(sinks[None, :, None].expand(2, 4, 50))
+    of_sinks, *others = torch.autograd.grad(o.sum() + lse.sum(), (sinks, *given))
+    torch.testing.assert_close(of_sinks, torch.full((4,), 100.0))
+    assert not any(g.any() for g in others)
 
 
 @pytest.mark.parametrize(("q", "k"), [(0, 5), (5, 0), (0, 0)])

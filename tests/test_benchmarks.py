@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_forward, latency, record, traffic
+from benchmarks import cpu_forward, latency, record, traffic, training
 from benchmarks.latency import Row
 from benchmarks.traffic import Count
 
@@ -77,3 +77,11 @@ def test_cpu_shapes_count_their_work() -> None:
     shape = cpu_forward.Shape(2, 4, 2, 16, 8, True, "float32")
     assert shape.flops == 4 * 2 * 4 * 16 * 16 * 8 / 2
     assert str(shape) == "float32 B2 H4/2 S16 D8 causal"
+
+
+def test_a_training_step_is_measured_in_a_process_of_its_own() -> None:
+    found = record.in_new_process(training._STEP.format(heads=1, dim=8, seqlen=4096, window=64))
+    assert found["seconds"] > 0 and 4 * 4096 * 8 * 4 <= found["bytes"] < 2**30
+    text = training.report({"speed": [], "memory": [
+        {"seqlen": 4096, "window": 64, "tensor_bytes": 2**20, "matrix_bytes": 2**30, **found}]})
+    assert "1,024" in text and "4096" in text

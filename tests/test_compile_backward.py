@@ -23,23 +23,29 @@ VISIBLE: dict[str, dict[str, Any]] = {
     "asked": {"causal": True, "mask": masks.sliding_window(900) | masks.attention_sinks(4)},
     "document": {"causal": True, "mask": masks.document(IDS),
                  "score": scores.bias(torch.zeros(1, 12, 8, 8))}}
-Row = tuple[str, str, int, str, bool, bool]  # target, dtype, head_dim, visible, vectorized, packed
+# target, dtype, head_dim, visible, vectorized, more options
+Row = tuple[str, str, int, str, bool, str]
 ALL: list[Row] = list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128), VISIBLE,
-                              (True, False), (False,)))
+                              (True, False), ("",)))
 ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (64, 128), ("all", "causal"), (True,),
-                    (True,)))
-QUICK: list[Row] = [("sm_80", "bfloat16", 64, "causal", True, False),
-                    ("sm_90", "bfloat16", 128, "causal", True, False),
-                    ("sm_90", "bfloat16", 64, "document", True, False),
-                    ("sm_100", "float32", 64, "softcap", True, False),
-                    ("sm_86", "bfloat16", 128, "window", False, False),
-                    ("sm_120", "bfloat16", 64, "all", True, True)]
+                    ("packed", "dropout")))
+ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128),
+                    ("window", "softcap", "alibi", "asked", "document"), (True,), ("dropout",)))
+QUICK: list[Row] = [("sm_80", "bfloat16", 64, "causal", True, ""),
+                    ("sm_90", "bfloat16", 128, "causal", True, ""),
+                    ("sm_90", "bfloat16", 64, "document", True, ""),
+                    ("sm_100", "float32", 64, "softcap", True, ""),
+                    ("sm_86", "bfloat16", 128, "window", False, ""),
+                    ("sm_120", "bfloat16", 64, "all", True, "packed"),
+                    ("sm_80", "bfloat16", 128, "causal", True, "dropout"),
+                    ("sm_90", "float32", 64, "document", True, "dropout")]
 
 
 def _check(row: Row) -> None:
-    target, dtype, dim, visible, vectorized, packed = row
+    target, dtype, dim, visible, vectorized, more = row
     spec = AttentionSpec(heads=12, groups=2, head_dim=dim, **VISIBLE[visible])
-    for plan in backward_plans(spec, Options(target, dtype, vectorized, packed=packed)).all():
+    options = Options(target, dtype, vectorized, **({more: True} if more else {}))  # type: ignore[arg-type]
+    for plan in backward_plans(spec, options).all():
         for kernel in plan.kernels:
             cubin = compile_cubin(kernel.text, target, kernel.flags, name=kernel.name)
             used = cubin.resources[kernel.name]

@@ -33,7 +33,7 @@ BINARY: dict[str, Any] = {"max": np.maximum, "min": np.minimum, "floordiv": np.f
 @cache
 def layer() -> ctypes.CDLL:
     """One loop over arrays per function, and the conversions."""
-    parts = [device_layer(tables=True)]
+    parts = [device_layer(("table", "philox"))]
 
     def loop(name: str, arguments: str, line: str) -> None:
         parts.append(f'extern "C" void {name}({arguments}, int n) {{\n#pragma omp simd\n'

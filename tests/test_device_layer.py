@@ -106,6 +106,12 @@ template <typename T> DEVICE_FN float use_all(const Params& p) {
     x += shfl_xor(x, 1) + static_cast<float>(recompute(p.n) + block_x() + block_z());
     x = max_f32(x, NEG_INF) + min_f32(x, 1.0f) + exp2_f32(x) + exp_f32(x) + log_f32(x);
     x += log2_f32(x) + fast_log2(x) + tanh_f32(x) + sqrt_f32(x) + recip0_f32(x) + sigmoid_f32(x);
+    x += uniform_f32(p.stride, p.n, 1, 0, lane, 16, p.n);
+    x += uniform_f32(p.stride, p.n, 1, 0, lane, 16, p.n, lane, p.n);
+    x += static_cast<float>(opaque(static_cast<u32>(p.n)));
+    Philox words{{1u, 2u, 3u, 4u}};
+    philox_round(words, 5u, 6u);
+    x += philox_word(words, 8, 0);
     x += finite_or_zero_f32(x) + abs_f32(x) + floor_f32(x) + fma_f32(x, x, x);
     x += static_cast<float>(floordiv_i32(p.n, 3) + mod_i32(p.n, 5) + ceil_div(p.n, 7));
     x += static_cast<float>(max_i32(p.n, 2) + min_i32(p.n, 3) + abs_i32(p.n));

@@ -14,4 +14,5 @@ def test_the_code_runs(capsys: Any) -> None:
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), made)
     assert made["slopes"].grad.abs().min() > 0
     assert made["q"].grad.shape == (1, 2, 100, 32)
+    assert made["o"].shape == (1, 2, 100, 32)
     assert "tensor([" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from attngen.ir.ops import SCALAR_OPS
 Array = np.ndarray
 X, Y = tensor("x", "i", "float64"), tensor("y", "i", "float64")
 C = tensor("c", "i", "bool")
-_WHOLE = {"bitand", "bitor", "bitxor", "lt", "le", "eq", "ne", "and", "or", "not"}
+_WHOLE = {"bitand", "bitor", "bitxor", "lt", "le", "eq", "ne", "and", "or", "not",
+          "uniform"}
 # What is looked at where: away from kinks, which have tests of their own, and inside domains.
 _POSITIVE = {"log", "log2", "sqrt"}
 

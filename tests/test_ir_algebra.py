@@ -85,6 +85,8 @@ EXAMPLES: list[tuple[Any, Node, Node]] = [
     (algebra.identity, make("where", const(True), X, Y), X),
     (algebra.identity, make("where", make("lt", I, J), X, X), X),
     (algebra.identity, make("visible", const(True)), const(True)),
+    (algebra.nothing_visible, make("visible", const(False)),
+     make("visible", make("lt", J, const(0)))),
     (algebra.repeated, make("min", make("min", make("min", I, J), N), J),
      make("min", make("min", I, J), N)),
     (algebra.repeated, make("and", MASK.args[0], make("and", make("lt", I, J), MASK.args[0])),

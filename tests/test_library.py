@@ -36,9 +36,9 @@ def causal(**fields: Any) -> ag.attention.Attention:  # type: ignore[name-define
 
 
 def arguments(attn: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None,
-              *rest: Any) -> tuple[Any, ...]:
+              *rest: Any, seed: Tensor | None = None, p: float = 0.0) -> tuple[Any, ...]:
     where = (*rest, *(None,) * (9 - len(rest)))
-    return (q, k, v, [*attn.buffers.values()], sinks, *where, attn.key)
+    return (q, k, v, [*attn.buffers.values()], sinks, seed, *where, p, attn.key)
 
 
 SLOPES = torch.tensor([0.1, 0.2, 0.3, 0.4], requires_grad=True)
@@ -51,6 +51,7 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
         mask=masks.document(IDS), score=lambda s, b, h, i, j: s + SLOPES[h] * (j - i)), *tensors()),
     "sinks": lambda: arguments(causal(sinks=True), *tensors(), torch.zeros(4, requires_grad=True)),
     "offsets": lambda: arguments(causal(), *tensors(), None, OFFSETS),
+    "dropout": lambda: arguments(causal(), *tensors(), seed=torch.tensor([5]), p=0.3),
     "transposed": lambda: arguments(causal(), *(
         t.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
         for t in tensors())),
@@ -66,12 +67,12 @@ def test_torch_finds_nothing_wrong_with_the_operators(name: str,
     given = CALLS[name]()
     found = torch.library.opcheck(torch.ops.attngen.forward.default, given)
     assert set(found.values()) == {"SUCCESS"}
-    q, k, v, buffers, sinks, *where, key = given
+    q, k, v, buffers, sinks, *rest = given
     o, lse = torch.ops.attngen.forward(*given)
     plain = [t.detach() for t in (torch.ones_like(o), torch.ones_like(lse), q, k, v, o, lse)]
     found = torch.library.opcheck(torch.ops.attngen.backward.default, (
-        *plain, [b.detach() for b in buffers], None if sinks is None else sinks.detach(), *where,
-        key, [b.requires_grad for b in buffers]))
+        *plain, [b.detach() for b in buffers], None if sinks is None else sinks.detach(), *rest,
+        [b.requires_grad for b in buffers]))
     assert set(found.values()) == {"SUCCESS"}
 
 
@@ -90,6 +91,23 @@ def test_a_compiled_function_is_the_function() -> None:
     same(lambda q, k, v: attn(q, k, v), tensors())
     same(lambda q, k, v: attn(q, k, v, return_lse=True)[1], tensors()[:3])
     same(lambda q, k, v: attn(q, k, v, q_offset=OFFSETS, kv_offset=2), tensors())
+
+
+def test_dropout_draws_in_the_graph() -> None:
+    attn = causal()
+    same(lambda q, k, v: attn(q, k, v, dropout_p=0.4, seed=3), tensors())
+    compiled = torch.compile(lambda q, k, v: attn(q, k, v, dropout_p=0.4), fullgraph=True,
+                             backend="aot_eager")
+    q, k, v = tensors()
+    for _ in range(2):
+        torch.manual_seed(1)
+        o = compiled(q, k, v)
+        (found,) = torch.autograd.grad(o.sum(), v)
+        assert not o.equal(compiled(q, k, v))
+        torch.manual_seed(1)
+        want = attn(q, k, v, dropout_p=0.4)
+        assert o.equal(want)
+        torch.testing.assert_close(found, torch.autograd.grad(want.sum(), v)[0])
 
 
 def test_captured_tensors_are_seen() -> None:

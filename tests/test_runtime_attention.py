@@ -16,6 +16,7 @@ from attngen import errors
 from attngen.attention import Attention
 from attngen.runtime.captured import Captured
 from attngen.runtime.plan import Plan, TensorArg
+from attngen.runtime.variant import Kind
 from attngen.spec import AttentionSpec
 
 SPEC = AttentionSpec(heads=4, groups=2, head_dim=16, head_dim_v=8, causal=True)
@@ -27,9 +28,9 @@ class Plans:
     def __init__(self) -> None:
         self.asked: list[tuple[str, bool]] = []
 
-    def __call__(self, dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
-        self.asked.append((dtype, vectorized))
-        return fake_plans.causal(dtype=dtype), Captured()
+    def __call__(self, kind: Kind) -> tuple[Plan, Captured]:
+        self.asked.append((kind.dtype, kind.vectorized))
+        return fake_plans.causal(dtype=kind.dtype), Captured()
 
 
 def naive(spec: AttentionSpec = SPEC) -> tuple[Attention, Plans]:
@@ -257,13 +258,6 @@ def test_nothing_of_backward_is_made_before_it_is_needed() -> None:
     torch.testing.assert_close(attn(q, k.detach(), v), expected)
 
 
-@pytest.mark.parametrize("later", [{"dropout_p": 0.1}, {"seed": 3}])
-def test_arguments_of_later_versions_are_refused(later: dict[str, Any]) -> None:
-    attn, _ = naive()
-    with pytest.raises(errors.NotDeliveredError, match=next(iter(later))):
-        attn(*make_qkv(SPEC, 2, 5, 7), **later)
-
-
 # -- without calling ----------------------------------------------------------------------------
 
 
@@ -284,7 +278,7 @@ def test_source_build_and_description() -> None:
 
 
 def test_workspaces_are_allocated_with_padded_rows() -> None:
-    def plan_for(dtype: str, vectorized: bool, packed: bool) -> tuple[Plan, Captured]:
+    def plan_for(kind: Kind) -> tuple[Plan, Captured]:
         args = (*fake_plans.tensors(), TensorArg("s", ("b", "h", "i", "j"), "float32", "workspace"))
         fields = fake_plans.fields_of(args, fake_plans.PARAMS)
         kernel = fake_plans.causal().kernels[0]

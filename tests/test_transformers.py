@@ -239,7 +239,6 @@ def attend(mask: Any = None, seqlen_q: int = 4, seqlen_k: int = 4, **given: Any)
 
 @pytest.mark.parametrize("given, message", [
     ({"mask": torch.zeros(2, 1, 4, 4)}, "a 4-D attention mask tensor"),
-    ({"dropout": 0.1}, "dropout 0.1 in attention is not available"),
     ({"s_aux": torch.zeros(2)}, "attention sinks (s_aux) are not available"),
     ({"position_bias": torch.zeros(1, 2, 4, 4)}, "a position bias, which is a tensor"),
     ({"output_attentions": True}, "attention weights (output_attentions=True)"),
@@ -282,6 +281,24 @@ def test_a_mask_made_for_other_tensors_is_refused() -> None:
     with pytest.raises(NotDeliveredError, match="slices its attention mask"):
         made[:, :, :, :3]
     assert isinstance(made.to("cpu"), Visible) and repr(made) == str(made)
+
+
+def test_dropout_is_that_of_the_config() -> None:
+    """Two passes in training differ, as its numbers are drawn; the same state draws the same."""
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.set_attn_implementation("attngen")
+    tokens = torch.randint(1, 100, (2, 9))
+
+    def logits(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return model.train()(tokens).logits
+
+    assert logits(1).equal(logits(1)) and not logits(1).equal(logits(2))
+    assert model.eval()(tokens).logits.equal(model(tokens).logits)
 
 
 def test_gradients_are_those_of_eager_attention() -> None:

@@ -30,9 +30,10 @@ LATER = ("decode", "combine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--kind, -o."""
+    """--kind, --dropout, -o."""
     parser.add_argument("--kind", default="forward", metavar="NAME",
                         help="forward (default), backward, or one kernel of these")
+    parser.add_argument("--dropout", action="store_true", help="the kernels of calls with dropout")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, not to the terminal")
     add_spec(parser)
     add_target(parser)
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise NotDeliveredError(f"{args.kind} kernels are not available in this version of attngen",
                                 where="--kind", remedy="There are forward and backward.")
     options = Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
-                      schedule=tuple(sorted(schedule_of(args).items())))
+                      schedule=tuple(sorted(schedule_of(args).items())), dropout=args.dropout)
     phase = "backward" if args.kind.startswith("backward") else "forward"
     plans = backward_plans(spec, options).all() if phase == "backward" else (
         plan_for(spec, options)[0],)

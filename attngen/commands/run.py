@@ -43,7 +43,7 @@ _ORACLE_BYTES = 4 * 10**9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--emulate, lengths, positions, --seed."""
+    """--emulate, lengths, positions, --dropout, --seed."""
     parser.add_argument("--emulate", action="store_true", help="execute the CUDA text on the CPU")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--seqlen", metavar="N|Q,K", help="length, or lengths of queries and keys "
@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--q-offset", type=int, metavar="N",
                         help="position of the first query (default: the ends align)")
     parser.add_argument("--kv-offset", type=int, metavar="N", help="position of the first key")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random input")
+    parser.add_argument("--dropout", type=float, default=0.0, metavar="P",
+                        help="probability with which a key is dropped after the softmax")
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+                        help="of the random input, and of dropout")
     add_spec(parser)
     add_target(parser)
 
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     attn = compiler.compile(spec, target, emulate=args.emulate, fuse=not args.no_fuse,
                             schedule=schedule_of(args))
     q, k, v = _random(spec, args.batch, seqlen_q, seqlen_k, getattr(torch, dtype), args.seed)
-    where = _positions(args, torch)
+    where = _arguments(args, torch)
     device = "cuda" if on_gpu else "cpu"
     tensors = [t.to(device) for t in (q, k, v)]
     placed: dict[str, Any] = {n: x.to(device) if isinstance(x, torch.Tensor) else x
@@ -145,7 +148,7 @@ def _random(spec: AttentionSpec, batch: int, seqlen_q: int, seqlen_k: int, dtype
             normal(spec.kv_heads, seqlen_k, spec.head_dim_v))
 
 
-def _positions(args: argparse.Namespace, torch: Any) -> dict[str, Any]:
+def _arguments(args: argparse.Namespace, torch: Any) -> dict[str, Any]:
     where: dict[str, Any] = {"q_offset": args.q_offset, "kv_offset": args.kv_offset}
     if args.seqlens_k is not None:
         try:
@@ -155,6 +158,8 @@ def _positions(args: argparse.Namespace, torch: Any) -> dict[str, Any]:
                              remedy="Write --seqlens-k 400,17 with one for each batch entry."
                              ) from None
         where["seqlens_k"] = torch.tensor(lengths, dtype=torch.int32)
+    if args.dropout:
+        where |= {"dropout_p": args.dropout, "seed": args.seed}
     return {name: value for name, value in where.items() if value is not None}
 
 

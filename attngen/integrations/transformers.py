@@ -6,7 +6,8 @@
     model = AutoModel.from_pretrained(path, attn_implementation="attngen")
 
 Two functions are registered: the attention, and the mask function without which a model would
-silently drop padding and windows. Kernels run where the tensors are. Only inference so far.
+silently drop padding and windows. Kernels run where the tensors are, and models train, with
+attention dropout where the config says so.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ def attention_forward(
     any strides. Returns [batch, seqlen_q, heads, head_dim_v], contiguous, and no weights. Raises
     NotDeliveredError for what attngen does not have yet, and what calling an Attention raises.
     """
-    _refuse(dropout, attention_mask, kwargs)
+    _refuse(attention_mask, kwargs)
     if isinstance(attention_mask, Visible):
         given = attention_mask.call_arguments(query, key)
     else:
         given = _without_mask(module, query, key, is_causal, kwargs.get("sliding_window"))
     if softcap is not None:
         given["score"] = scores.softcap(softcap)
-    o = attention(query, key, value, scale=scaling, **given)
+    o = attention(query, key, value, scale=scaling, dropout_p=dropout, **given)
     assert isinstance(o, Tensor)
     # The kernel wrote o in q's order of strides: models make q from [batch, seqlen, heads, ...],
     # so this copies nothing.
@@ -96,15 +97,12 @@ def _without_mask(module: torch.nn.Module, query: Tensor, key: Tensor, is_causal
     return {"causal": causal}
 
 
-def _refuse(dropout: float, mask: Any, kwargs: dict[str, Any]) -> None:
+def _refuse(mask: Any, kwargs: dict[str, Any]) -> None:
     """Raises NotDeliveredError for arguments that cannot be honoured; none may be dropped."""
     def refuse(what: str, remedy: str) -> NotDeliveredError:
         return NotDeliveredError(f"{what} not available in this version of attngen",
                                  where="transformers attention", remedy=remedy)
 
-    if dropout:
-        raise refuse(f"dropout {dropout} in attention is",
-                     "Call model.eval(), or set attention_dropout=0 in the config.")
     if kwargs.get("s_aux") is not None:
         raise refuse("attention sinks (s_aux) are",
                      'Use attn_implementation="eager" for this model.')

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from .node import Node, const, is_number, make, reduce, walk
+from .node import Node, const, idx, is_number, make, reduce, walk
 from .ops import FLOATS, SCALAR_OPS
 from .rewrite import Rule
 
@@ -53,9 +53,17 @@ def identity(n: Node) -> Node | None:
         return a[1]
     if n.op == "cast" and a[0].dtype == n.dtype:
         return a[0]
-    if n.op == "visible" and a[0].is_const:
+    if n.op == "visible" and is_number(a[0], True):
         return a[0]
     return None
+
+
+def nothing_visible(n: Node) -> Node | None:
+    """visible(false) → visible(j < 0): a mask that contradicts itself still belongs to its keys,
+    and ranges are solved to nothing"""
+    if n.op != "visible" or not is_number(n.args[0], False):
+        return None
+    return make("visible", make("lt", idx("j"), const(0)), axes=("j",), origin=n.origin)
 
 
 def repeated(n: Node) -> Node | None:
@@ -206,7 +214,7 @@ def distribute_in_exponent(n: Node) -> Node | None:
     return make("exp2", make("sub", make("mul", x, c), make("mul", y, c)), origin=n.origin)
 
 
-FOLD: tuple[Rule, ...] = (fold, identity, repeated, negation, merge_constants,
+FOLD: tuple[Rule, ...] = (fold, identity, nothing_visible, repeated, negation, merge_constants,
                           nonempty_tile)
 REBASE: tuple[Rule, ...] = (*FOLD, base_two, scale_out_of_mask, scale_out_of_max,
                             scale_out_of_finite, relative_to_unscaled, distribute_in_exponent)

@@ -8,7 +8,8 @@ appendix B.2; lse's cotangent joins delta because ∂lse/∂s = p):
     dq = Σ_j (∂s/∂(q·k))·ds·k       dk = Σ_i (∂s/∂(q·k))·ds·q       dv = Σ_i p·do
 
 and ds goes on through the scores by ``grad.derivatives``: to the product q·k, and to every captured
-tensor that wants it. No N×N tensor is stored, unless a captured one is N×N itself.
+tensor that wants it. Dropout multiplies p in dv, and Σ_e do·v in ds, by forward's factors. No N×N
+tensor is stored, unless a captured one is N×N itself.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Backward(NamedTuple):
 
 def build_backward(spec: AttentionSpec, dtype: str, captures: Captures,
                    wanted: Callable[[str], bool] = lambda name: False,
-                   split: bool = False) -> Backward:
+                   split: bool = False, dropout: bool = False) -> Backward:
     """The backward graphs of ``spec`` for tensors of ``dtype``. ``wanted`` tells of the name of a
     captured tensor whether it requires gradients. With ``split`` dk and dv get a kernel each: p and
     ds are computed once more, where registers cannot hold both sums.
@@ -56,14 +57,14 @@ def build_backward(spec: AttentionSpec, dtype: str, captures: Captures,
     derivative.
     """
     with interning():
-        return _Build(spec, dtype, captures, wanted).graphs(split)
+        return _Build(spec, dtype, captures, wanted, dropout).graphs(split)
 
 
 class _Build:
     def __init__(self, spec: AttentionSpec, dtype: str, captures: Captures,
-                 wanted: Callable[[str], bool]) -> None:
+                 wanted: Callable[[str], bool], dropout: bool) -> None:
         self.dtype = dtype
-        self.scores = scores = build_scores(spec, dtype, captures)
+        self.scores = scores = build_scores(spec, dtype, captures, dropout)
         self.tables = graph_tables(captures)
         compute = scores.compute
         self.dout, self.o = tensor("dout", "bhie", dtype), tensor("o", "bhie", dtype)
@@ -72,7 +73,7 @@ class _Build:
         self.p = make("exp", make("sub", scores.masked, make("finite_or_zero", self.lse)),
                       origin="p")
         dp = contract(self.dout, scores.v, "e", compute, origin="dp")
-        self.ds = make("mul", self.p, make("sub", dp, self.delta), origin="ds")
+        self.ds = make("mul", self.p, make("sub", scores.dropped(dp), self.delta), origin="ds")
         self.reads = [n for n in walk(scores.score)
                       if n.op == "gather" and wanted(n.attr("name"))]
         self.found = derivatives(scores.score, self.ds, [scores.product, *self.reads])
@@ -96,7 +97,8 @@ class _Build:
             dk = contract(ds, self.scores.q, "i", compute, origin="dk")
             rows[Tensor("dq", tuple("bhid"), dtype, "output")] = times(dq, "dq")
             columns[Tensor("dk", tuple("bhjd"), kept, "output")] = times(dk, "dk")
-        dv = contract(cast(self.p, dtype), self.dout, "i", compute, origin="dv")
+        p = self.scores.dropped(self.p)
+        dv = contract(cast(p, dtype), self.dout, "i", compute, origin="dv")
         columns[Tensor("dv", tuple("bhje"), kept, "output")] = dv
         for n, read in enumerate(self.reads):
             if read not in self.found:

@@ -28,7 +28,8 @@ from .trace import trace
 @dataclass(frozen=True)
 class Scores:
     """What forward and backward start from: k and v by query head, ``product`` = q·kᵀ, ``score``
-    as the scores leave it, and which keys are ``visible``."""
+    as the scores leave it, which keys are ``visible``, and with dropout the factor ``kept`` of the
+    probabilities, 0 or 1/(1 − p)."""
 
     q: Node
     k: Node
@@ -36,6 +37,7 @@ class Scores:
     product: Node
     score: Node
     visible: Node
+    kept: Node | None
     compute: str  # the type of arithmetic
     inputs: tuple[Tensor, ...]
     sizes: tuple[tuple[str, int], ...]
@@ -46,8 +48,13 @@ class Scores:
         return make("where", self.visible, self.score, const(float("-inf"), self.compute),
                     origin="s")
 
+    def dropped(self, p: Node) -> Node:
+        """Probabilities after dropout."""
+        return p if self.kept is None else make("mul", p, self.kept, origin=p.origin)
 
-def build_scores(spec: AttentionSpec, dtype: str, captures: Captures) -> Scores:
+
+def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
+                 dropout: bool = False) -> Scores:
     """s = scale·q·kᵀ, scores in order, and visibility. Arithmetic is float32 (float64 for float64
     tensors). What masks and scores read beside positions is put into ``captures``.
 
@@ -77,25 +84,42 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures) -> Scores:
               Tensor("v", tuple("bgje"), dtype, "input", heads))
     sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
              ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
-    return Scores(q, k, v, product, s, make("visible", mask), compute, inputs, sizes)
+    kept = _kept(captures, compute) if dropout else None
+    return Scores(q, k, v, product, s, make("visible", mask), kept, compute, inputs, sizes)
 
 
-def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None) -> Graph:
+def _kept(captures: Captures, compute: str) -> Node:
+    """0 with probability p, else 1/(1 − p) (Srivastava et al. 2014), by position, counted from
+    offsets rounded down to multiples of 16 (``philox``)."""
+    captures.argument("dropout_seed", "int64", 1)
+
+    seed = make("gather", const(0), name="dropout_seed", dtype="int64", origin="seed")
+    q_start = make("bitand", param("q_offset", "b"), const(-16), origin="q_start")
+    k_start = make("bitand", param("kv_offset", "b"), const(-16), origin="k_start")
+    u = make("uniform", seed, idx("b"), idx("h"), q_start, idx("i"), k_start, idx("j"),
+             dtype="float32", origin="dropout")
+    return make("where", make("le", param("dropout_p", (), "float32"), u),
+                param("dropout_scale", (), compute), const(0.0, compute), origin="dropout")
+
+
+def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None,
+                  dropout: bool = False) -> Graph:
     """The forward graph of ``spec`` for tensors of ``dtype``: ``build_scores``, −inf where not
-    visible, p = softmax(s), o = p·v; ``lse`` is the natural log-sum-exp of a row.
+    visible, p = softmax(s), o = p·v; ``lse`` is the natural log-sum-exp of a row. Dropout acts on
+    p and not on lse.
 
     Raises TraceError when a user's callable cannot be traced.
     """
     with interning():
-        return _build_forward(spec, dtype, Captures() if captures is None else captures)
+        return _build_forward(spec, dtype, Captures() if captures is None else captures, dropout)
 
 
-def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures) -> Graph:
-    scores = build_scores(spec, dtype, captures)
+def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures, dropout: bool) -> Graph:
+    scores = build_scores(spec, dtype, captures, dropout)
     compute, s = scores.compute, scores.masked
     lse = reduce("lse", s, "j", origin="lse")
     p = make("exp", make("sub", s, make("finite_or_zero", lse)), origin="p")
-    o = contract(cast(p, dtype), scores.v, "j", compute, origin="o")
+    o = contract(cast(scores.dropped(p), dtype), scores.v, "j", compute, origin="o")
     if spec.sinks:
         captures.argument("sinks", compute, 1)
         o, lse = _with_sink(o, lse, gather("sinks", (idx("h"),), compute))

@@ -55,7 +55,8 @@ def batch_dimensions(*roots: Node) -> dict[str, tuple[int, ...]]:
 # What kernels call their own arguments, now or in phases to come.
 _RESERVED = frozenset("""
     q k v o lse do dout dq dk dv delta dlse sinks batch heads groups head_dim head_dim_v
-    seqlen_q seqlen_k q_offset kv_offset kv_len q_begin k_begin params
+    seqlen_q seqlen_k q_offset kv_offset kv_len q_begin k_begin params dropout_p dropout_scale
+    dropout_seed
     """.split())
 
 

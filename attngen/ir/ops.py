@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .philox import uniform
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -89,6 +91,8 @@ SCALAR_OPS: dict[str, OpInfo] = dict([
     _row("erf", 1, "float", _erf, cheap=False),
     _row("recip0", 1, "float", _recip0, cheap=False),  # 1/x, and 0 at x = 0
     _row("finite_or_zero", 1, "float", _finite_or_zero),  # x, and 0 at x = -inf
+    # (seed, b, h, q_start, i, k_start, j) -> [0, 1), float32; the same wherever it is asked
+    _row("uniform", 7, "attr", uniform, cheap=False),
     # predicates
     _row("lt", 2, "bool", np.less),
     _row("le", 2, "bool", np.less_equal),

@@ -83,7 +83,8 @@ _SIMT = (
     (256, 0, (Schedule(32, 16, 4, (1, 1), engine="simt"),) * 3),
 )
 # Backward: two products of each pair, and one ("rows", "split") or two ("both") accumulators.
-# (widest head_dim, schedules of one accumulator, of two: plain, then busy), best first.
+# (widest head_dim, schedules of one accumulator, of two: plain, busy, with drawn numbers), best
+# first; where there are two, the second stands for the third as well.
 _MMA_BACKWARD = (
     (64, (Schedule(128, 64, 8, (2, 1)), Schedule(64, 64, 4, (2, 1))),
      (Schedule(128, 64, 8, (1, 1)), Schedule(64, 32, 4, (2, 1)))),
@@ -93,11 +94,12 @@ _MMA_BACKWARD = (
 )
 _SIMT_BACKWARD = (
     (64, (Schedule(64, 32, 4, (1, 1), engine="simt"), Schedule(32, 16, 4, (1, 1), engine="simt")),
-     (Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2),
+     (*(Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2,
+      Schedule(16, 16, 8, (1, 1), engine="simt"))),
     (128, (Schedule(32, 32, 4, (1, 1), engine="simt"), Schedule(16, 16, 4, (1, 1), engine="simt")),
-     (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt"))),
-    (256, (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt")),
-     None),
+     (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(16, 16, 8, (1, 1), engine="simt"))),
+    (256, (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt"),
+           Schedule(16, 16, 8, (1, 1), engine="simt")), None),
 )
 _WIDEST_BOTH = 128  # a thread's registers do not hold two wider accumulators
 _PLAIN_BACKWARD = 12  # values of a pair without a score, under one bound
@@ -132,11 +134,12 @@ def _kind(region: Region) -> int:
     """What registers a kernel needs beside its products. Most values of a pair live at once:
     windows with two sides and scores are busy. Reading captured tensors at positions takes
     addresses; what a mask says beyond bounds takes questions about tiles, and most is asked of
-    every element: those are asking."""
+    every element: those are asking. So are drawn numbers, many products each."""
     nodes = list(walk(*region.roots))
     rests = [(solve(n.args[0], axis).rest, axis)
              for n in nodes if n.op == "visible" for axis in EXTENTS]
-    if any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in nodes) or any(
+    if any(n.op == "gather" and set(n.axes) & set(EXTENTS) or n.op == "uniform"
+           for n in nodes) or any(
             rest is not None and axis in rest.axes for rest, axis in rests):
         return _ASKING
     all_of = _of_pairs(*region.roots)
@@ -155,13 +158,14 @@ def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Lim
     widest = max(sizes["head_dim"], sizes["head_dim_v"])
     sums = sum(n.op == "contract" and n.attr("over") in EXTENTS for n in walk(*region.roots))
     asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
-    busy = asking or packed or _kind(region) == _ASKING \
-        or _of_pairs(*region.roots) > _PLAIN_BACKWARD
+    busy = 2 if any(n.op == "uniform" for n in walk(*region.roots)) else int(
+        asking or packed or _kind(region) == _ASKING
+        or _of_pairs(*region.roots) > _PLAIN_BACKWARD)
     for limit, one, both in _MMA_BACKWARD if engine == "mma" else _SIMT_BACKWARD:
         pair = both if sums > 1 else one
         if widest > limit or pair is None:
             continue
-        for schedule in pair[busy:]:
+        for schedule in pair[min(busy, len(pair) - 1):]:
             if vector_bytes != 16:
                 schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
             schedule = replace(schedule, block_n=_columns(region, schedule.block_n),

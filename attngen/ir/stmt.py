@@ -282,6 +282,11 @@ def expressions(body: tuple[Stmt, ...]) -> Iterator[Node]:
             yield from (n for n in (stmt.visible, stmt.full) if n is not None)
 
 
+def calls(kernel: Kernel, op: str) -> bool:
+    """True when an expression of the kernel has the operation."""
+    return any(n.op == op for e in expressions(kernel.body) for n in walk(e))
+
+
 def reads(stmt: Stmt) -> tuple[str, ...]:
     """Names of the values a statement reads (not those of a loop's body)."""
     match stmt:

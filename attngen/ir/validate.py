@@ -33,7 +33,8 @@ def small_problem(graph: Graph, seed: int = 0, seqlen_q: int = 37, seqlen_k: int
             bool if table.dtype == "bool" else np.int64)
     params = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k,
               "q_offset": np.array([seqlen_k - seqlen_q, 5]), "kv_offset": np.array([0, -3]),
-              "kv_len": np.array([seqlen_k, max(seqlen_k - 9, 0)])}
+              "kv_len": np.array([seqlen_k, max(seqlen_k - 9, 0)]),
+              "dropout_p": np.array([0.25, 0.5]), "dropout_scale": np.array([1 / 0.75, 2.0])}
     for name in _params(graph):
         params.setdefault(name, np.array([3, 5]))
     assert set(extents) == set(AXES)

@@ -48,20 +48,23 @@ class Captured(NamedTuple):
     numbers: tuple[CapturedNumber, ...] = ()
 
     def bind(self, like: Tensor, given: Mapping[str, Any], batch: int = 1,
-             buffers: Sequence[Tensor] | None = None
+             buffers: Sequence[Tensor] | None = None,
+             arguments: Mapping[str, Tensor] | None = None
              ) -> tuple[dict[str, Tensor], dict[str, int | float]]:
         """Tensors and numbers by the kernel's names, ``given`` ones (by the user's names) in place
         of those bound. ``like`` is q, ``batch`` the number of batch entries or sequences,
-        ``buffers`` other tensors in place of all that are bound, in order.
+        ``buffers`` other tensors in place of all that are bound, in order, ``arguments`` those
+        that every call must give.
 
         Raises UnknownNameError for a name nobody captured, CapturedError for one that several did
         or that is missing, DtypeError, ShapeError and DeviceError.
         """
         spoken: dict[str, list[str]] = {}
-        items: list[CapturedTensor | CapturedNumber] = [*self.tensors, *self.numbers]
+        items: list[CapturedTensor | CapturedNumber] = [
+            *(t for t in self.tensors if t.source is not None), *self.numbers]
         for item in items:
             spoken.setdefault(item.spoken or item.name, []).append(item.name)
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, Any] = dict(arguments or {})
         for name, value in given.items():
             if name not in spoken:
                 raise UnknownNameError("captured name", name, spoken, where="params")

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 _NOTHING = Captured()
 
 
+class Kind(NamedTuple):
+    """Which kernels of a spec: for tensors of ``dtype``, whose rows can be read 16 bytes at a time
+    (``vectorized``), with sequences lying end to end (``packed``), with ``dropout``."""
+
+    dtype: str
+    vectorized: bool = True
+    packed: bool = False
+    dropout: bool = False
+
+
 class Problem(NamedTuple):
     """The numbers of one call. Where sequences are packed ``batch`` is their number and the
     lengths are the longest. ``params`` holds q_offset, kv_offset and kv_len, or their ``_ptr``,

@@ -59,7 +59,15 @@ class Context:
 
     def expression(self, node: Node, indices: set[str]) -> str:
         """C text of an expression; the axes whose index it reads are added to ``indices``."""
-        return print_expression(node, lambda leaf: self._leaf(leaf, indices))
+        return print_expression(node, lambda leaf: self._leaf(leaf, indices), self._parts)
+
+    def _parts(self, node: Node) -> tuple[str, ...]:
+        """What ``uniform`` takes besides, in fragments of tensor cores: the part of i and j that is
+        a place in them, known when loops are unrolled."""
+        if node.op != "uniform" or self.shape.engine != "mma":
+            return ()
+        rows, columns = "row_of(r)", f"{self.shape.columns(self.kernel.loop).function}(0, c)"
+        return (rows, columns) if self.shape.keep == "i" else (columns, rows)
 
     def _leaf(self, leaf: Node, indices: set[str]) -> str:
         match leaf.op:

@@ -27,7 +27,7 @@ _ATOM, _UNARY, _CHOICE = 16, 14, 3
 
 # Functions provided by every target's device layer, named by the type of their result.
 _FUNCTIONS = {"exp", "exp2", "log", "log2", "tanh", "sqrt", "sigmoid", "erf", "recip0",
-              "finite_or_zero", "min", "max", "abs", "floordiv", "mod"}
+              "finite_or_zero", "min", "max", "abs", "floordiv", "mod", "uniform"}
 _C_TYPES = {"float32": "float", "float64": "double", "int32": "int", "int64": "i64",
             "bool": "bool"}
 
@@ -61,21 +61,24 @@ def _shortest(number: float, dtype: str) -> str:
     return (text if "." in text or "e" in text else text + ".0") + "f"
 
 
-def print_expression(node: Node, leaf: Callable[[Node], str]) -> str:
-    """C text of ``node``; ``leaf`` names idx, param, value, first and last nodes.
+def print_expression(node: Node, leaf: Callable[[Node], str],
+                     more: Callable[[Node], tuple[str, ...]] = lambda node: ()) -> str:
+    """C text of ``node``; ``leaf`` names idx, param, value, first and last nodes, ``more`` gives
+    arguments that a target's functions take besides the operands.
 
     Raises VerifyError for an op that has no entry.
     """
-    return _print(node, leaf)[0]
+    return _print(node, leaf, more)[0]
 
 
-def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
+def _print(node: Node, leaf: Callable[[Node], str],
+           more: Callable[[Node], tuple[str, ...]]) -> tuple[str, int]:
     op = node.op
     if op == "const":
         return c_number(node.attr("value"), node.dtype), _ATOM
     if not node.args and op != "gather":
         return leaf(node), _ATOM
-    parts = [_print(a, leaf) for a in node.args]
+    parts = [_print(a, leaf, more) for a in node.args]
     if op in _INFIX:
         symbol, rank = _INFIX[op]
         left = _wrap(parts[0], rank)
@@ -94,7 +97,7 @@ def _print(node: Node, leaf: Callable[[Node], str]) -> tuple[str, int]:
         return _range(node, [p[0] for p in parts]), _ATOM
     if op in _FUNCTIONS:
         suffix = _SUFFIX[node.dtype]
-        return f"{op}_{suffix}({', '.join(p[0] for p in parts)})", _ATOM
+        return f"{op}_{suffix}({', '.join([*(p[0] for p in parts), *more(node)])})", _ATOM
     raise VerifyError(f"no C text for op {op!r}: add it to templates/expressions.py")
 
 

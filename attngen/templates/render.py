@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import VerifyError
-from ..ir.stmt import Kernel
+from ..ir.stmt import Kernel, calls
 from .abi import Pairs, params_fields
 from .block_order import block_order
 from .device import device_text
@@ -59,4 +59,6 @@ def _files(kernel: Kernel) -> tuple[str, ...]:
         files += ["shared", "async_copy"]
     if kernel.schedule.engine == "mma":
         files.append("matrix")
+    if calls(kernel, "uniform"):
+        files.append("philox")
     return tuple(files)

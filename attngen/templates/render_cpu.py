@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import VerifyError
-from ..ir.stmt import Kernel
+from ..ir.stmt import Kernel, calls
 from .device import BEGIN, END
 from .environment import render_template
 from .geometry import SIZE
@@ -33,16 +33,18 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
     if set(tile) != {kernel.keep, "h", "b"} or tile["h"] != 1 or tile["b"] != 1:
         raise VerifyError(f"{kernel.name}: the grid of a CPU kernel is {kernel.keep}, h and b")
     view = view_cpu(kernel)
-    layer = device_layer(tables=bool(kernel.tables))
+    files = ["table"] if kernel.tables else []
+    layer = device_layer((*files, *(["philox"] if calls(kernel, "uniform") else ())))
     text = layer + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
     x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
     return RenderedKernel(view.entry, text, cpu_fields(kernel), (x, y, z), 1, 0)
 
 
 @cache
-def device_layer(tables: bool = False) -> str:
-    """The text every CPU kernel starts with; one file more for those that read captured tensors."""
-    layer = (*_LAYER, "table") if tables else _LAYER
+def device_layer(more: tuple[str, ...] = ()) -> str:
+    """The text every CPU kernel starts with, and the files only some need: "table" for captured
+    tensors, "philox" for dropout."""
+    layer = (*_LAYER, *more)
     folder = Path(__file__).parent / "device" / "cpu"
     parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in layer]
     return "\n".join([BEGIN, *parts, END]) + "\n"

@@ -17,7 +17,7 @@ END = "// ==== attngen device layer: end ===="
 
 # Order of inclusion; a file may use those before it. "types" is always there.
 ORDER = ("types", "thread", "shared", "async_copy", "matrix", "convert", "global", "math", "table",
-         "ops")
+         "ops", "philox")
 
 
 def device_text(files: Iterable[str], language: str = "cuda") -> str:
@@ -33,6 +33,8 @@ def device_text(files: Iterable[str], language: str = "cuda") -> str:
         wanted |= {"convert", "global", "math"}
     if "ops" in wanted:
         wanted.add("math")
+    if "philox" in wanted:
+        wanted.add("thread")
     parts = [f"// -- device/{name}\n{_read(language, name)}" for name in ORDER if name in wanted]
     return "\n".join([BEGIN, *parts, END]) + "\n"
 

@@ -6,6 +6,7 @@ DEVICE_FN int block_y() { return emu_runtime->block(1); }
 DEVICE_FN int block_z() { return emu_runtime->block(2); }
 DEVICE_FN int recompute(int x) { return x; }
 DEVICE_FN u32 recompute(u32 x) { return x; }
+DEVICE_FN u32 opaque(u32 x) { return x; }
 SYNC_FN void sync_block(CALLED_FROM) { emu_runtime->sync_block(line); }
 SYNC_FN void sync_warp(CALLED_FROM) { emu_runtime->sync_warp(line); }
 DEVICE_FN float shfl_xor(float x, int lane_mask, CALLED_FROM) {

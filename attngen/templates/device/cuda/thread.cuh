@@ -27,6 +27,12 @@ DEVICE_FN u32 recompute(u32 x) {
     return x;
 }
 
+// `x`, without what the compiler knows of it; still one value, computed once.
+DEVICE_FN u32 opaque(u32 x) {
+    asm("" : "+r"(x));
+    return x;
+}
+
 // All threads of the block wait here, then see each other's earlier shared-memory accesses.
 SYNC_FN void sync_block() { __syncthreads(); }
 
