@@ -13,7 +13,8 @@ from forward_cases import Case
 from torch import Tensor
 
 import attngen as ag
-from attngen import errors, scores
+from attngen import errors, knobs, reference, runtime, scores
+from attngen.runtime.table_gradient import add_exactly
 
 Spec = ag.AttentionSpec
 
@@ -102,13 +103,94 @@ def test_what_only_a_mask_reads_has_gradient_zero() -> None:
     assert level.grad is not None and not level.grad.any()
 
 
-def test_an_index_that_is_computed_is_refused() -> None:
+# -- read at computed indices ---------------------------------------------------------------------
+
+
+def _computed(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple[Tensor, ...]]:
+    distance, cycle, pair, t5, window = (parameter(*shape).detach().to(dtype).requires_grad_()
+                                         for shape in ((4, 2 * N), (9,), (3, 3), (32, 4), (169, 4)))
+    ids = torch.randint(0, 3, (2, 80), generator=torch.Generator().manual_seed(0))
+    return {
+        "distance": (lambda s, b, h, i, j: s + distance[h, i - j + N], (distance,)),
+        "outside": (lambda s, b, h, i, j: s + distance[h, (i - j) * 3], (distance,)),
+        "cycle and number": (lambda s, b, h, i, j: s * cycle[(i - j) % 9] + cycle[3], (cycle,)),
+        "segments": (lambda s, b, h, i, j: s + pair[ids[b, i], ids[b, j]], (pair,)),
+        "t5": (scores.relative_position_bias(t5), (t5,)),
+        "swin": (lambda s, b, h, i, j: s + window[
+            (i // 7 - j // 7 + 6) * 13 + i % 7 - j % 7 + 6, h], (window,)),
+        "two": (lambda s, b, h, i, j: torch.tanh(s + cycle[(i + j) % 9]) * pair[b, (i - j) % 3]
+                + cycle[(i * j) % 9], (cycle, pair)),
+    }[kind]
+
+
+COMPUTED = ("distance", "outside", "cycle and number", "segments", "t5", "swin", "two")
+
+
+@pytest.mark.parametrize("at_once", [1 << 26, 1], ids=["at once", "in parts"])
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_tables_read_at_computed_indices_learn(kind: str, at_once: int,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.backward, "_PAIR_BYTES", at_once)
+    score, learned = _computed(kind)
+    spec = Spec(heads=4, groups=2, head_dim=8, causal=kind == "distance", score=score)
+    assert gradcheck(spec, 2, 49 if at_once > 1 else 70, 49, learned)
+    if kind != "swin":
+        assert gradcheck(spec, 2, 9, 15, learned,
+                         kv_offset=torch.tensor([3, -2], dtype=torch.int32), q_offset=1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_80"])
+@pytest.mark.parametrize("kind", ["cycle and number", "t5", "two"])
+def test_computed_indices_in_a_kernels_own_types(kind: str, target: str) -> None:
+    score, learned = _computed(kind, torch.float32)
+    spec = Spec(heads=4, groups=2, head_dim=32, causal=True, score=score)
+    data = forward_cases.inputs(Case(heads=4, groups=2, head_dim=32, seqlen_q=50, seqlen_k=70))
+    dout = torch.randn(2, 4, 50, 32, generator=torch.Generator().manual_seed(1))
+    found = []
+    for run in (compiled(spec, target), lambda *t, **how: reference.attention(spec, *t, **how)[0]):
+        o = run(data.q, data.k, data.v, dropout_p=0.2, seed=3)
+        found.append(torch.autograd.grad(o, learned, dout.to(o.dtype)))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_computed_indices_give_the_same_bits() -> None:
+    score, learned = _computed("t5", torch.float32)
+    data = forward_cases.inputs(Case(heads=4, groups=2, head_dim=32, seqlen_q=300, seqlen_k=300))
+    attn = ag.compile(Spec(heads=4, groups=2, head_dim=32, score=score), "cpu")
+    found = []
+    for threads in (1, 2, 2):
+        with knobs.scope(threads=threads):
+            found += torch.autograd.grad(attn(data.q, data.k, data.v).sum(), learned)
+    assert found[0].any() and all(g.equal(found[0]) for g in found)
+
+
+def test_exact_sums_do_not_depend_on_the_order() -> None:
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randn(5000, generator=rng) * 10.0 ** torch.randint(-9, 9, (5000,), generator=rng)
+    at, found = torch.randint(0, 3, (5000,), generator=rng), []
+    for order in (torch.arange(5000), torch.randperm(5000, generator=rng)):
+        out = torch.ones(3)
+        add_exactly(out, at[order], values[order])
+        found.append(out)
+    assert found[0].equal(found[1])
+    want = torch.ones(3, dtype=torch.float64).index_add_(0, at, values.double())
+    torch.testing.assert_close(found[0].double(), want, rtol=1e-6, atol=0)
+    out = torch.zeros(2)
+    add_exactly(out, torch.tensor([0, 1]), torch.zeros(2))
+    assert not out.any()
+    add_exactly(out, torch.tensor([0, 1]), torch.tensor([1.0, float("nan")]))
+    assert bool(out.isnan().all())
+
+
+def test_a_table_too_large_to_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.table_gradient, "_MOST_COMPUTED", 8)
     table = torch.zeros(9, requires_grad=True)
     attn = ag.compile(Spec(heads=1, head_dim=8, score=lambda s, b, h, i, j: s + table[(i - j) % 9]),
                       "cpu")
     q = torch.randn(1, 1, 5, 8)
     o = attn(q, q, q)
-    with pytest.raises(errors.NotDeliveredError, match="gradient of table") as refused:
+    with pytest.raises(errors.ShapeError, match="has 9 elements") as refused:
         o.sum().backward()
     assert "detach()" in refused.value.remedy
 

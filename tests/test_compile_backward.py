@@ -12,7 +12,7 @@ from test_compile_matrix import REGISTERS, SHARED_LIMIT
 
 from attngen import AttentionSpec, masks, scores
 from attngen.backward import backward_plans
-from attngen.compiler import Options
+from attngen.compiler import Options, lower
 from attngen.runtime.nvrtc import compile_cubin
 
 IDS = torch.zeros(8, dtype=torch.int32)
@@ -25,8 +25,15 @@ VISIBLE: dict[str, dict[str, Any]] = {
                  "score": scores.bias(torch.zeros(1, 12, 8, 8))}}
 # target, dtype, head_dim, visible, vectorized, more options
 Row = tuple[str, str, int, str, bool, str]
-ALL: list[Row] = list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128), VISIBLE,
-                              (True, False), ("",)))
+SLOPES, BIAS, BUCKETS = torch.zeros(12), torch.zeros(12, 8, 8), torch.zeros(32, 12)
+LEARNED = {"slopes": lambda s, b, h, i, j: s + SLOPES[h] * (j - i),
+           "bias": lambda s, b, h, i, j: s + BIAS[h, i, j],
+           "t5": scores.relative_position_bias(BUCKETS)}
+VISIBLE |= {name: {"causal": True, "score": score} for name, score in LEARNED.items()}
+ALL: list[Row] = list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128),
+                              [n for n in VISIBLE if n not in LEARNED], (True, False), ("",)))
+ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128), LEARNED, (True,),
+                    ("",)))
 ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (64, 128), ("all", "causal"), (True,),
                     ("packed", "dropout")))
 ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128),
@@ -38,14 +45,18 @@ QUICK: list[Row] = [("sm_80", "bfloat16", 64, "causal", True, ""),
                     ("sm_86", "bfloat16", 128, "window", False, ""),
                     ("sm_120", "bfloat16", 64, "all", True, "packed"),
                     ("sm_80", "bfloat16", 128, "causal", True, "dropout"),
-                    ("sm_90", "float32", 64, "document", True, "dropout")]
+                    ("sm_90", "float32", 64, "document", True, "dropout"),
+                    ("sm_80", "bfloat16", 64, "t5", True, ""),
+                    ("sm_100", "float32", 64, "slopes", True, "")]
 
 
 def _check(row: Row) -> None:
     target, dtype, dim, visible, vectorized, more = row
     spec = AttentionSpec(heads=12, groups=2, head_dim=dim, **VISIBLE[visible])
     options = Options(target, dtype, vectorized, **({more: True} if more else {}))  # type: ignore[arg-type]
-    for plan in backward_plans(spec, options).all():
+    wanted = frozenset(t.name for t in lower(spec, options).captured.tensors
+                       if visible in LEARNED)
+    for plan in backward_plans(spec, options, wanted).all():
         for kernel in plan.kernels:
             cubin = compile_cubin(kernel.text, target, kernel.flags, name=kernel.name)
             used = cubin.resources[kernel.name]

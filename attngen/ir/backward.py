@@ -22,27 +22,34 @@ from .build import build_scores, graph_of, graph_tables
 from .capture import Captures
 from .grad import derivatives
 from .graph import Graph
-from .node import Node, cast, const, contract, interning, make, reduce, tensor, walk
+from .node import Node, cast, const, contract, interning, make, param, reduce, tensor, walk
 from .tensor import Tensor
 
 
 class TableGradient(NamedTuple):
-    """The gradient of one read of a captured tensor, ``table``, at ``indices``: the kernels'
-    output ``name``, which has ``axes``, is yet to be summed into the table's elements."""
+    """The gradient of one read of a captured tensor: the kernels' output ``name``, which has
+    ``axes``, is yet to be summed into the elements of ``table``. Each dimension is read ``at`` the
+    batch entry ("b"), the head ("h"), the position of the query ("i") or of the key ("j"), or a
+    number. Where an index is computed from these ``at`` is None: then the output is of every pair,
+    and another, ``<name>_at``, has the element's number, -1 outside of the table, which is
+    different along the axes ``moves``."""
 
     name: str
     table: str
     axes: tuple[str, ...]
-    indices: tuple[Node, ...]
+    at: tuple[str | int, ...] | None
+    moves: tuple[str, ...] = ()
 
 
 class Backward(NamedTuple):
     """``rows`` keeps queries and walks keys, ``columns`` the other way round; ``delta`` comes
-    first. Gradients of keys and values are of query heads yet."""
+    first. Gradients of keys and values are of query heads yet. ``pairs`` has the gradients of
+    captured tensors that are read at computed indices."""
 
     delta: Graph
     rows: Graph
     columns: tuple[Graph, ...]
+    pairs: Graph | None
     tables: tuple[TableGradient, ...]
 
 
@@ -87,6 +94,7 @@ class _Build:
                      self.dlse, origin="delta")
         rows: dict[Tensor, Node] = {}
         columns: dict[Tensor, Node] = {}
+        pairs: dict[Tensor, Node] = {}
         gradients = []
         scaled, factor = self._flow(self.scores.product)
         if factor:
@@ -103,23 +111,30 @@ class _Build:
         for n, read in enumerate(self.reads):
             if read not in self.found:
                 continue
-            axes = {a for x in read.args for a in x.axes}
+            at = tuple(_place(x) for x in read.args)
             name, (g, factor) = self._output_name(n), self._flow(read)
-            if "j" not in axes:
+            if None in at:
+                out, where, root = tuple("bhij"), pairs, g
+                number = Tensor(f"{name}_at", out, compute, "output")
+                pairs[number] = _number_of(name, read, compute)
+            elif "j" not in at:
                 out, where, root = tuple("bhi"), rows, reduce("sum", g, "j", origin=name)
-            elif "i" not in axes:
+            elif "i" not in at:
                 out, where, root = tuple("bhj"), columns, reduce("sum", g, "i", origin=name)
             else:
                 out, where, root = tuple("bhij"), rows, g
             where[Tensor(name, out, compute, "output")] = make(
                 "mul", root, const(factor, compute), origin=name)
-            gradients.append(TableGradient(name, read.attr("name"), out, read.args))
+            moves = {m.attr("axis") for x in read.args for m in walk(x) if m.op == "idx"}
+            gradients.append(TableGradient(
+                name, read.attr("name"), out, None if None in at else at,  # type: ignore[arg-type]
+                tuple(a for a in out if a in moves)))
         return Backward(
             self._graph("backward_delta", {Tensor("delta", tuple("bhi"), compute, "output"):
                                            delta}),
             self._graph("backward_rows", rows),
             tuple(self._graph(f"backward_{name}", part) for name, part in _parts(columns, split)),
-            tuple(gradients))
+            self._graph("backward_pairs", pairs) if pairs else None, tuple(gradients))
 
     def _output_name(self, n: int) -> str:
         """Of the gradient of the n-th read; users may have called a tensor so."""
@@ -154,6 +169,33 @@ def _parts(columns: dict[Tensor, Node], split: bool
     dv = {t: n for t, n in columns.items() if t.name == "dv"}
     rest = {t: n for t, n in columns.items() if t.name != "dv"}
     return [("columns", rest), ("values", dv)] if split and rest else [("columns", columns)]
+
+
+def _place(index: Node) -> str | int | None:
+    """What one dimension of a captured tensor is read at, if that is an axis or a number."""
+    if index.is_const:
+        return int(index.attr("value"))
+    if index.op == "idx" and index.attr("axis") in "bh":
+        axis: str = index.attr("axis")
+        return axis
+    if index.op == "add" and {a.op for a in index.args} == {"idx", "param"}:
+        at, offset = sorted(index.args, key=lambda a: a.op)
+        if offset.attr("name") == {"i": "q_offset", "j": "kv_offset"}.get(at.attr("axis")):
+            axis = at.attr("axis")
+            return axis
+    return None
+
+
+def _number_of(name: str, read: Node, compute: str) -> Node:
+    """Which element of the table is read, counted in rows, -1 outside; exact up to 2^24 elements.
+    Its lengths are the parameters ``<name>_size_<dimension>``."""
+    number, inside = const(0), const(True)
+    for n, index in enumerate(read.args):
+        size = param(f"{name}_size_{n}")
+        inside = make("and", inside, make("and", make("le", const(0), index),
+                                          make("lt", index, size)))
+        number = make("add", make("mul", number, size), index)
+    return make("where", inside, cast(number, compute), const(-1.0, compute))
 
 
 def _factor(x: Node) -> tuple[Node, float]:

@@ -94,13 +94,15 @@ _MMA_BACKWARD = (
 )
 _SIMT_BACKWARD = (
     (64, (Schedule(64, 32, 4, (1, 1), engine="simt"), Schedule(32, 16, 4, (1, 1), engine="simt")),
-     (*(Schedule(32, 32, 4, (1, 1), engine="simt"),) * 2,
+     (Schedule(32, 32, 4, (1, 1), engine="simt"), Schedule(32, 16, 4, (1, 1), engine="simt"),
       Schedule(16, 16, 8, (1, 1), engine="simt"))),
     (128, (Schedule(32, 32, 4, (1, 1), engine="simt"), Schedule(16, 16, 4, (1, 1), engine="simt")),
      (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(16, 16, 8, (1, 1), engine="simt"))),
     (256, (Schedule(32, 16, 4, (1, 1), engine="simt"), Schedule(32, 16, 8, (1, 1), engine="simt"),
            Schedule(16, 16, 8, (1, 1), engine="simt")), None),
 )
+# Gradients of pairs are stored, not summed: no accumulator, so any tiles do.
+_PAIRS = {"mma": Schedule(64, 32, 4, (1, 1)), "simt": Schedule(32, 16, 4, (1, 1), engine="simt")}
 _WIDEST_BOTH = 128  # a thread's registers do not hold two wider accumulators
 _PLAIN_BACKWARD = 12  # values of a pair without a score, under one bound
 _PACKED_COLUMNS = 112
@@ -157,6 +159,8 @@ def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Lim
     """As ``choose``, for a region that takes two products of every pair."""
     widest = max(sizes["head_dim"], sizes["head_dim_v"])
     sums = sum(n.op == "contract" and n.attr("over") in EXTENTS for n in walk(*region.roots))
+    if not sums and all(set(EXTENTS) <= set(t.axes) for t, _ in region.outputs):
+        return replace(_PAIRS[engine], vector_bytes=vector_bytes)
     asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
     busy = 2 if any(n.op == "uniform" for n in walk(*region.roots)) else int(
         asking or packed or _kind(region) == _ASKING

@@ -8,26 +8,33 @@ from . import operands
 from .operands import Heads
 from .plan import Plan
 from .runner import Runner
-from .table_gradient import TableGradient, accumulated
+from .table_gradient import TableGradient, accumulated, scattered, sizes_of
 from .variant import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Of gradients of pairs and their places in a table, this much is in memory at once, or so many
+# queries' if that is more.
+_PAIR_BYTES, _ROWS_AT_ONCE = 1 << 26, 64
+
+
 class BackwardPlans(NamedTuple):
     """``delta`` runs first. ``rows`` gives dq and what is kept by query, ``columns`` dk, dv and
-    what is kept by key; ``head_map`` has the key/value head of each query head."""
+    what is kept by key, ``pairs`` the gradients of tables read at computed indices; ``head_map``
+    has the key/value head of each query head."""
 
     delta: Plan
     rows: Plan
     columns: tuple[Plan, ...]
+    pairs: Plan | None
     tables: tuple[TableGradient, ...]
     head_map: tuple[int, ...]
 
     def all(self) -> tuple[Plan, ...]:
         """In launch order."""
-        return self.delta, self.rows, *self.columns
+        return self.delta, self.rows, *self.columns, *([self.pairs] if self.pairs else [])
 
 
 class Saved(NamedTuple):
@@ -57,10 +64,10 @@ class BackwardVariant:
         self.plans = plans
         self._fixed = fixed
         self._packed = packed
-        self._delta, self._rows, *self._columns = (
-            Runner(p, emulate=emulate) for p in plans.all())
-        self.executables = tuple(
-            r.executable for r in (self._delta, self._rows, *self._columns))
+        runners = tuple(Runner(p, emulate=emulate) for p in plans.all())
+        self.executables = tuple(r.executable for r in runners)
+        self._delta, *self._once = runners[:2 + len(plans.columns)]
+        self._pairs = runners[-1] if plans.pairs else None
 
     def run(self, saved: Saved, dout: Tensor | None, dlse: Tensor | None,
             problem: Problem) -> Gradients:
@@ -89,19 +96,52 @@ class BackwardVariant:
 
         if problem.batch and problem.seqlen_q:
             launch(self._delta, dout=dout, o=o, dlse=dlse)
-        for runner in (self._rows, *self._columns):
+        for runner in self._once:
             launch(runner, q=q, k=k, v=v, dout=dout, lse=lse, delta=delta)
         dk, dv = (self._of_groups(outputs[n], like) if n in outputs else like.new_zeros(like.shape)
                   for n, like in (("dk", k), ("dv", v)))
         dq = outputs["dq"] if "dq" in outputs else q.new_zeros(q.shape)
         tables: dict[str, Tensor] = {}
         for g in self.plans.tables:
-            found = outputs[g.name]
-            part = accumulated(g, found if "b" in g.axes else found[0], problem)
-            tables[g.table] = tables[g.table] + part if g.table in tables else part
+            if g.at is not None:
+                found = outputs[g.name]
+                part = accumulated(g, found if "b" in g.axes else found[0], problem)
+                tables[g.table] = tables[g.table] + part if g.table in tables else part
+        if self._pairs is not None:
+            self._scatter(saved, dout, delta, problem, tables)
         if "sinks" in problem.tables:
             tables["sinks"] = _of_sinks(problem.tables["sinks"], lse, delta)
         return Gradients(dq, dk, dv, tables)
+
+    def _scatter(self, saved: Saved, dout: Tensor, delta: Tensor, problem: Problem,
+                 tables: dict[str, Tensor]) -> None:
+        """Gradients of tables read at computed indices, a few queries at a time: those of all their
+        pairs are stored, and added up in order."""
+        q, k, v, _, lse = saved
+        assert self._pairs is not None
+        gradients = [g for g in self.plans.tables if g.at is None]
+        for g in gradients:
+            if g.table not in tables:
+                table = problem.tables[g.table]
+                tables[g.table] = table.new_zeros(table.shape, dtype=lse.dtype)
+        row = problem.batch * self._fixed.heads * max(problem.seqlen_k, 1) * lse.element_size()
+        many = max(_ROWS_AT_ONCE, _PAIR_BYTES // (2 * row) // _ROWS_AT_ONCE * _ROWS_AT_ONCE)
+        used = [a for a in self._pairs.plan.tensors if a.role == "table" and not a.of]
+        for first in range(0, problem.seqlen_q, many):
+            part = problem.queries(first, min(many, problem.seqlen_q - first))
+            rows = slice(first, first + part.seqlen_q)
+            shape = (problem.batch, self._fixed.heads, part.seqlen_q, problem.seqlen_k)
+            pairs = {a.name: lse.new_empty(shape) for a in self._pairs.plan.tensors
+                     if a.role == "output"}
+            given = {"q": q[:, :, rows], "k": k, "v": v, "dout": dout[:, :, rows],
+                     "lse": lse[:, :, rows], "delta": delta[:, :, rows]}
+            names = {a.name for a in self._pairs.plan.tensors if a.role == "input"}
+            self._pairs.run({n: t for n, t in given.items() if n in names} | pairs,
+                            {a.name: problem.tables[a.name] for a in used},
+                            part.sizes(self._fixed), part.params | sizes_of(gradients, part),
+                            part.work(self._fixed))
+            for g in gradients:
+                scattered(g, tables[g.table], pairs[g.name], pairs[f"{g.name}_at"], part)
 
     def _output(self, name: str, axes: tuple[str, ...], dtype: str, problem: Problem,
                 saved: Saved) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..errors import ShapeError
 from .variant import Problem
 
 if TYPE_CHECKING:
@@ -15,18 +17,56 @@ if TYPE_CHECKING:
 class TableGradient(NamedTuple):
     """One read of the captured tensor ``table``, whose gradient the kernels leave in ``name`` with
     ``axes``. ``at`` says what each dimension is read at: the batch entry ("b"), the head ("h"),
-    the position of the query ("i") or of the key ("j"), or a number."""
+    the position of the query ("i") or of the key ("j"), or a number; None where it is computed.
+    Then ``<name>_at`` has the element's number for each pair, -1 outside of the table; it is
+    different along the axes ``moves``."""
 
     name: str
     table: str
     axes: tuple[str, ...]
-    at: tuple[str | int, ...]
+    at: tuple[str | int, ...] | None
+    moves: tuple[str, ...] = ()
+
+
+_MOST_COMPUTED = 1 << 24  # elements a float32 can count
+
+
+def sizes_of(gradients: Iterable[TableGradient], problem: Problem) -> dict[str, int]:
+    """The lengths of tables that are read at computed indices, as kernels take them. Raises
+    ShapeError for one too large."""
+    for g in gradients:
+        count = problem.tables[g.table].numel()
+        if g.at is None and count > _MOST_COMPUTED:
+            raise ShapeError(
+                f"{g.table} learns at computed indices and has {count} elements",
+                numbers=f"at most {_MOST_COMPUTED}", remedy="detach() it, or index it by b, h, "
+                "q_idx, kv_idx and numbers.")
+    return {f"{g.name}_size_{n}": size for g in gradients if g.at is None
+            for n, size in enumerate(problem.tables[g.table].shape)}
+
+
+def scattered(gradient: TableGradient, out: Tensor, found: Tensor, at: Tensor,
+              problem: Problem) -> None:
+    """Add the gradients of pairs to those of the table, ``out``, in a fixed order. ``found`` and
+    ``at`` are [batch, heads, queries, keys], of any queries."""
+    moves = {*gradient.moves}
+    if any(not isinstance(x, int) for x in problem.where[:2]):
+        moves.add("b")
+    same = tuple(n for n, a in enumerate(gradient.axes) if a not in moves)
+    found = fixed_sum(found, same)
+    for n in reversed(same):
+        at = at.select(n, 0)
+    at = at.reshape(-1).long()
+    if at.numel() and out.numel():
+        _add_at(out.view(-1), at.clamp(min=0), found.reshape(-1).masked_fill(at < 0, 0.0))
 
 
 def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Tensor:
-    """The gradient of the whole table. What was read outside of it was 0, and gets nothing."""
+    """The gradient of the whole table, read at axes and numbers. What was read outside of it was 0,
+    and gets nothing."""
     import torch
 
+    assert gradient.at is not None
     table = problem.tables[gradient.table]
     out = table.new_zeros(table.shape, dtype=found.dtype)
     used = {x for x in gradient.at if isinstance(x, str)}
@@ -64,12 +104,24 @@ def _positions(axis: str, count: int, problem: Problem) -> Tensor:
 
 
 def _add_at(out: Tensor, at: Tensor, values: Tensor) -> None:
-    """out[at] += values, always in the same order: torch sorts on a GPU, and is not used on the
-    cpu, where it adds as threads come."""
+    """out[at] += values, the same bits every time: on the cpu in float64, one after another."""
     if out.device.type == "cpu":
-        np.add.at(out.numpy(), at.numpy(), values.numpy())
+        out.numpy()[...] += np.bincount(at.numpy(), values.numpy(), out.numel())
     else:
-        out.index_put_((at,), values, accumulate=True)
+        add_exactly(out, at, values)
+
+
+def add_exactly(out: Tensor, at: Tensor, values: Tensor) -> None:
+    """out[at] += values, in whatever order threads come: as multiples of a power of two, whose sums
+    in int64 are exact. Of the largest value that keeps at least 62 - log2(count) bits."""
+    import torch
+
+    top = values.abs().amax().double()
+    bits = 62 - values.numel().bit_length() - torch.frexp(top).exponent
+    scale = torch.exp2(bits.double())
+    whole = (values.double() * scale).round().long()
+    sums = torch.zeros(out.shape, dtype=torch.int64, device=out.device).scatter_add_(0, at, whole)
+    out += (sums / scale + (top - top)).to(out.dtype)  # NaN and infinities stay seen
 
 
 def _along(where: Tensor, axis: str, kept: list[str]) -> Tensor:

@@ -43,6 +43,11 @@ class Problem(NamedTuple):
     packing: Packing | None
     where: Positions
 
+    def queries(self, first: int, count: int) -> Problem:
+        """That of some of the queries alone."""
+        where = self.where._replace(q_offset=self.where.q_offset + first)
+        return self._replace(seqlen_q=count, where=where, params=self.params | where.numbers())
+
     def sizes(self, fixed: Heads) -> dict[str, int]:
         """By the names of ``plan.SIZE_OF``."""
         heads, groups, head_dim, head_dim_v = fixed
