@@ -15,6 +15,7 @@ from attngen.backward import backward_plans
 from attngen.compiler import Options
 from attngen.errors import EmulatorError
 from attngen.runtime.backward import BackwardPlans, BackwardVariant, Saved
+from attngen.runtime.dropout import Dropout
 from attngen.runtime.emulator.mutate import mutations
 from attngen.runtime.operands import Heads
 from attngen.runtime.plan import Plan
@@ -27,6 +28,8 @@ SEEDS = range(8)
 CALLS = (Case(heads=1, batch=1, causal=True, seqlen_q=230, seqlen_k=300),
          Case(heads=1, batch=1, causal=True, seqlen_q=230, seqlen_k=60),
          Case(heads=1, batch=1, causal=True, seqlen_q=60, seqlen_k=230, q_offset=0))
+CYCLE = torch.arange(9) * 0.1
+LEARNING = {"score": lambda s, b, h, i, j: s + CYCLE[(i - j) % 9]}
 SKIPPING = {"mask": masks.sliding_window(70) | masks.attention_sinks(3)}
 # dtype, 16-byte copies, head_dim, what else the spec says
 KERNELS = {"bfloat16": ("bfloat16", True, 64, {}), "float32": ("float32", True, 64, {}),
@@ -34,6 +37,8 @@ KERNELS = {"bfloat16": ("bfloat16", True, 64, {}), "float32": ("float32", True, 
            "bfloat16 128": ("bfloat16", True, 128, {}),
            "bfloat16 256": ("bfloat16", True, 256, {}),
            "skipping": ("bfloat16", True, 64, SKIPPING),
+           "dropout": ("bfloat16", True, 64, {}), "pairs": ("bfloat16", True, 64, LEARNING),
+           "pairs float32": ("float32", True, 64, LEARNING),
            "float32 128": ("float32", True, 128, {})}
 QUICK = ("bfloat16", "skipping")
 
@@ -42,7 +47,8 @@ QUICK = ("bfloat16", "skipping")
 def plans_of(name: str) -> BackwardPlans:
     dtype, vectorized, dim, more = KERNELS[name]
     spec = AttentionSpec(heads=1, head_dim=dim, causal=True, **more)  # type: ignore[arg-type]
-    return backward_plans(spec, Options("sm_80", dtype, vectorized))
+    return backward_plans(spec, Options("sm_80", dtype, vectorized, dropout=name == "dropout"),
+                          frozenset({"cycle"} if more is LEARNING else ()))
 
 
 @cache
@@ -55,10 +61,12 @@ def problems(name: str) -> tuple[tuple[Saved, torch.Tensor, Problem], ...]:
         data = cases.inputs(Case(**{**vars(case), "dtype": dtype, "head_dim": dim}))
         o, lse = reference.attention(spec, data.q, data.k, data.v, kv_offset=0, **data.where)
         shift = data.where.get("q_offset", case.seqlen_k - case.seqlen_q)
-        where = Positions(shift, 0, case.seqlen_k)
+        where, drops = Positions(shift, 0, case.seqlen_k), Dropout(0.2, torch.tensor([3]))
+        tables = {"dropout_seed": drops.seed} if name == "dropout" else {"cycle": CYCLE}
         found.append((Saved(data.q, data.k, data.v, o.to(data.q.dtype), lse.float()),
                       torch.ones_like(data.q), Problem(1, case.seqlen_q, case.seqlen_k,
-                                                       where.numbers(), {}, None, where)))
+                                                       where.numbers() | drops.numbers(), tables,
+                                                       None, where)))
     return tuple(found)
 
 
@@ -88,6 +96,9 @@ def mutants(plans: BackwardPlans) -> Iterator[tuple[str, BackwardPlans]]:
     for n, part in enumerate(plans.columns):
         for what, plan in changed(part):
             yield what, plans._replace(columns=(*plans.columns[:n], plan, *plans.columns[n + 1:]))
+    if plans.pairs is not None:
+        for what, plan in changed(plans.pairs):
+            yield what, plans._replace(pairs=plan)
 
 
 def survivors(name: str) -> list[str]:
