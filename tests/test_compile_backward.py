@@ -1,5 +1,4 @@
-"""Every backward kernel becomes machine code on every architecture it claims, losing nothing, for
-head_dim up to 128; above that docs/training.md says which do not yet."""
+"""Every backward kernel becomes machine code on every architecture it claims, losing nothing."""
 
 from __future__ import annotations
 
@@ -32,8 +31,10 @@ LEARNED = {"slopes": lambda s, b, h, i, j: s + SLOPES[h] * (j - i),
 VISIBLE |= {name: {"causal": True, "score": score} for name, score in LEARNED.items()}
 ALL: list[Row] = list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128),
                               [n for n in VISIBLE if n not in LEARNED], (True, False), ("",)))
-ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128), LEARNED, (True,),
-                    ("",)))
+ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128, 256), LEARNED,
+                    (True,), ("",)))
+ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (192, 256),
+                    [n for n in VISIBLE if n not in LEARNED], (True,), ("", "dropout")))
 ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (64, 128), ("all", "causal"), (True,),
                     ("packed", "dropout")))
 ALL += list(product(SHARED_LIMIT, ("bfloat16", "float32"), (32, 64, 96, 128),
@@ -47,6 +48,8 @@ QUICK: list[Row] = [("sm_80", "bfloat16", 64, "causal", True, ""),
                     ("sm_80", "bfloat16", 128, "causal", True, "dropout"),
                     ("sm_90", "float32", 64, "document", True, "dropout"),
                     ("sm_80", "bfloat16", 64, "t5", True, ""),
+                    ("sm_90", "bfloat16", 256, "document", True, "dropout"),
+                    ("sm_90", "float32", 256, "softcap", True, "dropout"),
                     ("sm_100", "float32", 64, "slopes", True, "")]
 
 

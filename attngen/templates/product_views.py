@@ -14,6 +14,10 @@ from .storage import ELEMENT
 # length, so longer sums are sums of such sums.
 CHAIN = 64
 
+# Where a pair takes two products over more than this, they are not unrolled to the end: compilers
+# would fetch operands of later steps into registers that are not there.
+LONG = 128
+
 
 def mma(context: Context, stmt: ir.Mma, scope: Scope) -> out.Product:
     """dst (+)= a · b, rows of the product from a, its columns from b."""
@@ -37,6 +41,8 @@ def mma(context: Context, stmt: ir.Mma, scope: Scope) -> out.Product:
         if columns.singles:
             one_at = context.lane_offset(b, "one", first=64 * columns.quads)
     shared = a.space == "shared"
+    of_pairs = sum(isinstance(s, ir.Mma) and s.over in "de" for s in ir.statements(
+        context.kernel.body))
     return out.Product(
         (), dst=c_name(dst.name), a=c_name(a.name), b=c_name(b.name),
         a_tile=context.tiles[a.name].type if shared else None,
@@ -47,6 +53,7 @@ def mma(context: Context, stmt: ir.Mma, scope: Scope) -> out.Product:
         element=Code(ELEMENT[b.dtype]), columns=columns,
         zero=None if stmt.accumulate else context.nest(dst.axes),
         cleared=(Code(f"{context.element(dst.name)} = 0.0f;"),),
+        long=of_pairs > 1 and stmt.over in "de" and context.shape.extent(stmt.over) > LONG,
         chained=not tensor_cores and not transposed and context.shape.extent(stmt.over) > CHAIN)
 
 

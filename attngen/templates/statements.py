@@ -52,8 +52,8 @@ class Elements(StatementView):
 class Product(StatementView):
     """dst (+)= a · b. ``a_tile`` is None when a is in registers. ``transposed``: the rows of b's
     tile are summed over. A thread reads at ``base`` plus what it makes of its own offset ``at``
-    (``one_at`` for columns read one by one). ``zero`` and ``cleared`` clear dst first. ``chained``:
-    sums this long are made of sums of CHAIN terms."""
+    (``one_at`` for columns read one by one). ``zero`` and ``cleared`` clear dst first. ``long``:
+    not unrolled to the end. ``chained``: sums this long are made of sums of CHAIN terms."""
 
     kind: ClassVar[str] = "product"
     dst: Code
@@ -73,6 +73,7 @@ class Product(StatementView):
     columns: Columns
     zero: Nest | None
     cleared: tuple[Code, ...]
+    long: bool
     chained: bool
 
 
