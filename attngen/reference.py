@@ -29,6 +29,8 @@ class Positions:
     q_idx: Tensor  # [batch or 1, 1, seqlen_q, 1]
     kv_idx: Tensor  # [batch or 1, 1, 1, seqlen_k]
     within: Tensor  # [batch or 1, 1, 1, seqlen_k], false where seqlens_k hides the key
+    q_start: Tensor  # [batch or 1, 1, 1, 1], where the first query sits; k_start likewise
+    k_start: Tensor
 
 
 def _per_batch(value: int | Tensor, device: torch.device) -> Tensor:
@@ -53,7 +55,7 @@ def positions(spec: AttentionSpec, batch: int, seqlen_q: int, seqlen_k: int, *,
     limit = _per_batch(seqlen_k if seqlens_k is None else seqlens_k, device)
     return Positions(torch.arange(batch, device=device).reshape(-1, 1, 1, 1),
                      torch.arange(spec.heads, device=device).reshape(1, -1, 1, 1),
-                     start_q + i, start_k + j, j < limit)
+                     start_q + i, start_k + j, j < limit, start_q, start_k)
 
 
 def _visible(spec: AttentionSpec, at: Positions, shape: tuple[int, ...]) -> Tensor:
@@ -101,7 +103,7 @@ def attention(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset:
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
     return _attend(spec, at, q.double(), k.double(), v.double(),
                    None if sinks is None else sinks.double(),
-                   _kept(at, q_offset, kv_offset, dropout_p, seed))
+                   _kept(at, dropout_p, seed))
 
 
 def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Offset = None,
@@ -118,7 +120,7 @@ def naive(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, q_offset: Off
                    kv_offset=kv_offset, seqlens_k=seqlens_k, device=q.device)
     if q.dtype == torch.float64:
         q, k = q.flip(-1), k.flip(-1)
-    return _attend(spec, at, q, k, v, sinks, _kept(at, q_offset, kv_offset, dropout_p, seed))
+    return _attend(spec, at, q, k, v, sinks, _kept(at, dropout_p, seed))
 
 
 def _attend(spec: AttentionSpec, at: Positions, q: Tensor, k: Tensor, v: Tensor,
@@ -174,19 +176,13 @@ def uniform(seed: int, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return (word >> 8).double() / 2**24
 
 
-def _kept(at: Positions, q_offset: Offset, kv_offset: int | Tensor, p: float,
-          seed: int) -> Tensor | None:
+def _kept(at: Positions, p: float, seed: int) -> Tensor | None:
     """What probabilities are multiplied by: 0, or 1/(1 − p). Positions for it begin at multiples of
     16; p is compared in float32."""
     if p == 0:
         return None
 
-    def begun(idx: Tensor, offset: Offset) -> Tensor:
-        start = idx.select(2, 0).select(2, 0) if offset is None \
-            else _per_batch(offset, idx.device)
-        return idx - start.reshape(-1, 1, 1, 1) % 16
-
-    u = uniform(seed, at.b, at.h, begun(at.q_idx, q_offset), begun(at.kv_idx, kv_offset))
+    u = uniform(seed, at.b, at.h, at.q_idx - at.q_start % 16, at.kv_idx - at.k_start % 16)
     threshold = torch.tensor(p, dtype=torch.float32).double().to(u.device)
     return (u >= threshold).double() * (1 / (1 - p) if p < 1 else 0.0)
 

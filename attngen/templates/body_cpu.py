@@ -197,9 +197,12 @@ class Body:
         if not stmt.accumulate:
             raise VerifyError(f"{dst.name}: a reduction adds to what a Fill started",
                               where=self.kernel.name)
+        if stmt.kind == "sum":
+            names = f"{local_name(dst.name)}, {local_name(src.name)}"
+            line = Code(f"sum_columns({names}, {self._count(stmt.over)}, lanes);")
+            return self._elements((), (line,))
         before, term = (value(v.name, v.axes, v.dtype) for v in (dst, src))
-        joined = make({"max": "max", "sum": "add"}[stmt.kind], before, term)
-        text = print_expression(joined, lambda leaf: self._leaf(leaf, set()))
+        text = print_expression(make("max", before, term), lambda leaf: self._leaf(leaf, set()))
         return self._elements(src.axes, (Code(f"{self.element(dst.name)} = {text};"),))
 
     def _copy(self, stmt: ir.Copy) -> out.Lines:

@@ -108,3 +108,20 @@ template <class T, class S> INLINE void load_column(T* dst, const S* src, int co
 template <class T, class S> INLINE void store_row(S* dst, const T* src, int rows) {
     for (int r = 0; r < rows; ++r) put(dst[r], src[r]);
 }
+
+// dst[lane] += sum of src[n][lane] over columns n. The sum of a tile is made apart, from two chains,
+// before it joins what longer ones have given: the rounding of one chain grows with its length.
+template <class T, int LANES>
+INLINE void sum_columns(T* dst, const T (*src)[LANES], int columns, int lanes) {
+    constexpr int WIDTH = vector_width<T>(LANES);
+    typedef typename Vector<T, WIDTH>::type V;
+    for (int lane = 0; lane < lanes; lane += WIDTH) {
+        V even = {}, odd = {};
+        for (int n = 0; n + 1 < columns; n += 2) {
+            even += *(const V*)(src[n] + lane);
+            odd += *(const V*)(src[n + 1] + lane);
+        }
+        if (columns % 2) even += *(const V*)(src[columns - 1] + lane);
+        *(V*)(dst + lane) += even + odd;
+    }
+}
