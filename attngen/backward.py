@@ -54,10 +54,11 @@ def backward_plans(spec: AttentionSpec, options: Options,
 
 def _gradient(read: Read, table: str, packed: bool) -> TableGradient:
     """``read`` in the runtime's terms. Raises NotDeliveredError."""
-    if packed and {"b", "i", "j"} & set(read.moves):
+    if packed and ({"b", "i", "j"} & set(read.moves) or read.at is None):
+        on = ", ".join(read.moves) or "a captured tensor"
         raise NotDeliveredError(
-            f"the gradient of {read.table} under packed sequences", numbers="what it is read at "
-            f"depends on {', '.join(read.moves)}", remedy="Pad the sequences to a batch, or index "
-            "the tensor by the head alone.")
+            f"the gradient of {read.table} under packed sequences",
+            numbers=f"what it is read at depends on {on}",
+            remedy="Pad the sequences to a batch, or index the tensor by the head alone.")
     axes = tuple(a for a in read.axes if a != "b" or not packed)
     return TableGradient(read.name, table, axes, read.at, read.moves)

@@ -111,6 +111,9 @@ def _computed(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple
                                          for shape in ((4, 2 * N), (9,), (3, 3), (32, 4), (169, 4)))
     ids = torch.randint(0, 3, (2, 80), generator=torch.Generator().manual_seed(0))
     return {
+        "group": (lambda s, b, h, i, j: s * cycle[h // 2] + pair[h % 2, 1], (cycle, pair)),
+        "of queries": (lambda s, b, h, i, j: s + t5[i % 32, h // 2] * j, (t5,)),
+        "of keys": (lambda s, b, h, i, j: torch.tanh(s * cycle[(j + h) % 9]), (cycle,)),
         "distance": (lambda s, b, h, i, j: s + distance[h, i - j + N], (distance,)),
         "outside": (lambda s, b, h, i, j: s + distance[h, (i - j) * 3], (distance,)),
         "cycle and number": (lambda s, b, h, i, j: s * cycle[(i - j) % 9] + cycle[3], (cycle,)),
@@ -123,7 +126,8 @@ def _computed(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple
     }[kind]
 
 
-COMPUTED = ("distance", "outside", "cycle and number", "segments", "t5", "swin", "two")
+COMPUTED = ("group", "of queries", "of keys", "distance", "outside", "cycle and number", "segments",
+            "t5", "swin", "two")
 
 
 @pytest.mark.parametrize("at_once", [1 << 26, 1], ids=["at once", "in parts"])

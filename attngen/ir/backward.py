@@ -23,28 +23,31 @@ from .capture import Captures
 from .grad import derivatives
 from .graph import Graph
 from .node import Node, cast, const, contract, interning, make, param, reduce, tensor, walk
+from .positions import by_head
 from .tensor import Tensor
+
+Place = str | int | tuple[int, ...]
 
 
 class TableGradient(NamedTuple):
     """The gradient of one read of a captured tensor: the kernels' output ``name``, which has
     ``axes``, is yet to be summed into the elements of ``table``. Each dimension is read ``at`` the
-    batch entry ("b"), the head ("h"), the position of the query ("i") or of the key ("j"), or a
-    number. Where an index is computed from these ``at`` is None: then the output is of every pair,
-    and another, ``<name>_at``, has the element's number, -1 outside of the table, which is
-    different along the axes ``moves``."""
+    batch entry ("b"), the head ("h"), the position of the query ("i") or of the key ("j"), a
+    number, or one for each head. Where an index is computed otherwise ``at`` is None: then another
+    output, ``<name>_at``, has the element's number, -1 outside of the table, which is different
+    along the axes ``moves``."""
 
     name: str
     table: str
     axes: tuple[str, ...]
-    at: tuple[str | int, ...] | None
+    at: tuple[Place, ...] | None
     moves: tuple[str, ...] = ()
 
 
 class Backward(NamedTuple):
     """``rows`` keeps queries and walks keys, ``columns`` the other way round; ``delta`` comes
     first. Gradients of keys and values are of query heads yet. ``pairs`` has the gradients of
-    captured tensors that are read at computed indices."""
+    captured tensors that are read at indices computed from both."""
 
     delta: Graph
     rows: Graph
@@ -111,23 +114,24 @@ class _Build:
         for n, read in enumerate(self.reads):
             if read not in self.found:
                 continue
-            at = tuple(_place(x) for x in read.args)
             name, (g, factor) = self._output_name(n), self._flow(read)
-            if None in at:
-                out, where, root = tuple("bhij"), pairs, g
-                number = Tensor(f"{name}_at", out, compute, "output")
-                pairs[number] = _number_of(name, read, compute)
-            elif "j" not in at:
+            places = [_place(x, len(heads)) for x in read.args]
+            at = tuple(p for p in places if p is not None)
+            computed = len(at) < len(places)
+            moves = {m.attr("axis") for x in read.args for m in walk(x) if m.op == "idx"}
+            if "j" not in moves and ("i" in moves or not computed):
                 out, where, root = tuple("bhi"), rows, reduce("sum", g, "j", origin=name)
-            elif "i" not in at:
+            elif "i" not in moves and "j" in moves:
                 out, where, root = tuple("bhj"), columns, reduce("sum", g, "i", origin=name)
             else:
-                out, where, root = tuple("bhij"), rows, g
+                out, where, root = tuple("bhij"), pairs if computed else rows, g
             where[Tensor(name, out, compute, "output")] = make(
                 "mul", root, const(factor, compute), origin=name)
-            moves = {m.attr("axis") for x in read.args for m in walk(x) if m.op == "idx"}
+            if computed:
+                where[Tensor(f"{name}_at", out, compute, "output")] = _number_of(name, read,
+                                                                                 compute)
             gradients.append(TableGradient(
-                name, read.attr("name"), out, None if None in at else at,  # type: ignore[arg-type]
+                name, read.attr("name"), out, None if computed else at,
                 tuple(a for a in out if a in moves)))
         return Backward(
             self._graph("backward_delta", {Tensor("delta", tuple("bhi"), compute, "output"):
@@ -171,8 +175,9 @@ def _parts(columns: dict[Tensor, Node], split: bool
     return [("columns", rest), ("values", dv)] if split and rest else [("columns", columns)]
 
 
-def _place(index: Node) -> str | int | None:
-    """What one dimension of a captured tensor is read at, if that is an axis or a number."""
+def _place(index: Node, heads: int) -> Place | None:
+    """What one dimension of a captured tensor is read at, if that is an axis, a number, or one for
+    each head."""
     if index.is_const:
         return int(index.attr("value"))
     if index.op == "idx" and index.attr("axis") in "bh":
@@ -183,7 +188,8 @@ def _place(index: Node) -> str | int | None:
         if offset.attr("name") == {"i": "q_offset", "j": "kv_offset"}.get(at.attr("axis")):
             axis = at.attr("axis")
             return axis
-    return None
+    values = by_head(index, heads)
+    return None if values is None else tuple(int(x) for x in values)
 
 
 def _number_of(name: str, read: Node, compute: str) -> Node:

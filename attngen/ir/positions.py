@@ -31,7 +31,7 @@ def check_positions(root: Node, captures: Captures, heads: int | None, name: str
         spoken = table.spoken or "a captured tensor"
         for dimension, index in enumerate(n.args):
             size = table.source.shape[dimension]
-            values = None if heads is None else _by_head(index, heads)
+            values = None if heads is None else by_head(index, heads)
             if values is not None:
                 outside = (values < 0) | (values >= size)
                 if outside.any():
@@ -57,8 +57,8 @@ def _spoken(low: float, high: float) -> str:
     return f"at least {low:.0f}" if math.isinf(high) else f"{low:.0f} ... {high:.0f}"
 
 
-def _by_head(index: Node, heads: int) -> Any:
-    """Values of an expression of h and numbers, for each head; None for any other."""
+def by_head(index: Node, heads: int) -> Any:
+    """Values [heads] of an expression of h and numbers; None for any other."""
     known: dict[str, Any] = {}
     for n in walk(index):
         if n.op == "idx" and n.attr("axis") == "h":

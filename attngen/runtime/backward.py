@@ -78,6 +78,7 @@ class BackwardVariant:
         dlse = lse.new_zeros(lse.shape) if dlse is None else _readable(dlse)
         delta = lse.new_zeros(lse.shape)  # rows that no packed sequence has are not written
         sizes, work = problem.sizes(self._fixed), problem.work(self._fixed)
+        params = problem.params | sizes_of(self.plans.tables, problem)
         outputs: dict[str, Tensor] = {}
 
         def launch(runner: Runner, **given: Tensor) -> None:
@@ -92,7 +93,7 @@ class BackwardVariant:
                 tensors = {n: t[0] for n, t in tensors.items()}
             tables = {a.name: problem.tables[a.name] for a in runner.plan.tensors
                       if a.role == "table" and not a.of}
-            runner.run(tensors, tables, sizes, problem.params, work)
+            runner.run(tensors, tables, sizes, params, work)
 
         if problem.batch and problem.seqlen_q:
             launch(self._delta, dout=dout, o=o, dlse=dlse)
@@ -103,43 +104,41 @@ class BackwardVariant:
         dq = outputs["dq"] if "dq" in outputs else q.new_zeros(q.shape)
         tables: dict[str, Tensor] = {}
         for g in self.plans.tables:
-            if g.at is not None:
+            if g.table not in tables:
+                table = problem.tables[g.table]
+                tables[g.table] = table.new_zeros(table.shape, dtype=lse.dtype)
+            if g.name in outputs and g.at is None:
+                scattered(g, tables[g.table], outputs[g.name], outputs[f"{g.name}_at"], problem)
+            elif g.name in outputs:
                 found = outputs[g.name]
-                part = accumulated(g, found if "b" in g.axes else found[0], problem)
-                tables[g.table] = tables[g.table] + part if g.table in tables else part
+                tables[g.table] += accumulated(g, found if "b" in g.axes else found[0], problem)
         if self._pairs is not None:
-            self._scatter(saved, dout, delta, problem, tables)
+            self._scatter(self._pairs, saved, dout, delta, problem, tables)
         if "sinks" in problem.tables:
             tables["sinks"] = _of_sinks(problem.tables["sinks"], lse, delta)
         return Gradients(dq, dk, dv, tables)
 
-    def _scatter(self, saved: Saved, dout: Tensor, delta: Tensor, problem: Problem,
+    def _scatter(self, runner: Runner, saved: Saved, dout: Tensor, delta: Tensor, problem: Problem,
                  tables: dict[str, Tensor]) -> None:
-        """Gradients of tables read at computed indices, a few queries at a time: those of all their
-        pairs are stored, and added up in order."""
+        """Gradients of tables read at indices computed from both positions, a few queries at a
+        time: those of all their pairs are stored, and added up in order."""
         q, k, v, _, lse = saved
-        assert self._pairs is not None
-        gradients = [g for g in self.plans.tables if g.at is None]
-        for g in gradients:
-            if g.table not in tables:
-                table = problem.tables[g.table]
-                tables[g.table] = table.new_zeros(table.shape, dtype=lse.dtype)
+        used = {a.name: a for a in runner.plan.tensors}
+        gradients = [g for g in self.plans.tables if g.name in used]
         row = problem.batch * self._fixed.heads * max(problem.seqlen_k, 1) * lse.element_size()
         many = max(_ROWS_AT_ONCE, _PAIR_BYTES // (2 * row) // _ROWS_AT_ONCE * _ROWS_AT_ONCE)
-        used = [a for a in self._pairs.plan.tensors if a.role == "table" and not a.of]
         for first in range(0, problem.seqlen_q, many):
             part = problem.queries(first, min(many, problem.seqlen_q - first))
             rows = slice(first, first + part.seqlen_q)
             shape = (problem.batch, self._fixed.heads, part.seqlen_q, problem.seqlen_k)
-            pairs = {a.name: lse.new_empty(shape) for a in self._pairs.plan.tensors
-                     if a.role == "output"}
+            pairs = {name: lse.new_empty(shape) for name, a in used.items() if a.role == "output"}
             given = {"q": q[:, :, rows], "k": k, "v": v, "dout": dout[:, :, rows],
                      "lse": lse[:, :, rows], "delta": delta[:, :, rows]}
-            names = {a.name for a in self._pairs.plan.tensors if a.role == "input"}
-            self._pairs.run({n: t for n, t in given.items() if n in names} | pairs,
-                            {a.name: problem.tables[a.name] for a in used},
-                            part.sizes(self._fixed), part.params | sizes_of(gradients, part),
-                            part.work(self._fixed))
+            runner.run({n: t for n, t in given.items() if n in used} | pairs,
+                       {n: problem.tables[n] for n, a in used.items()
+                        if a.role == "table" and not a.of},
+                       part.sizes(self._fixed), part.params | sizes_of(gradients, part),
+                       part.work(self._fixed))
             for g in gradients:
                 scattered(g, tables[g.table], pairs[g.name], pairs[f"{g.name}_at"], part)
 

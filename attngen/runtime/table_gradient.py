@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class TableGradient(NamedTuple):
     """One read of the captured tensor ``table``, whose gradient the kernels leave in ``name`` with
     ``axes``. ``at`` says what each dimension is read at: the batch entry ("b"), the head ("h"),
-    the position of the query ("i") or of the key ("j"), or a number; None where it is computed.
-    Then ``<name>_at`` has the element's number for each pair, -1 outside of the table; it is
-    different along the axes ``moves``."""
+    the position of the query ("i") or of the key ("j"), a number, or one for each head; None
+    where it is computed otherwise. Then ``<name>_at`` has the elements' numbers, -1 outside of the
+    table; they are different along the axes ``moves``."""
 
     name: str
     table: str
     axes: tuple[str, ...]
-    at: tuple[str | int, ...] | None
+    at: tuple[str | int | tuple[int, ...], ...] | None
     moves: tuple[str, ...] = ()
 
 
@@ -47,8 +47,8 @@ def sizes_of(gradients: Iterable[TableGradient], problem: Problem) -> dict[str, 
 
 def scattered(gradient: TableGradient, out: Tensor, found: Tensor, at: Tensor,
               problem: Problem) -> None:
-    """Add the gradients of pairs to those of the table, ``out``, in a fixed order. ``found`` and
-    ``at`` are [batch, heads, queries, keys], of any queries."""
+    """Add what kernels found, with the axes of ``gradient``, to the gradients of the table,
+    ``out``, at the elements numbered ``at``."""
     moves = {*gradient.moves}
     if any(not isinstance(x, int) for x in problem.where[:2]):
         moves.add("b")
@@ -69,7 +69,7 @@ def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Ten
     assert gradient.at is not None
     table = problem.tables[gradient.table]
     out = table.new_zeros(table.shape, dtype=found.dtype)
-    used = {x for x in gradient.at if isinstance(x, str)}
+    used = {"h" if isinstance(x, tuple) else x for x in gradient.at if not isinstance(x, int)}
     where = {a: _positions(a, n, problem) for a, n in zip(gradient.axes, found.shape, strict=True)}
     moving = {"b"} if any(where[x].dim() > 1 for x in used & {"i", "j"}) else set()
     kept = [a for a in gradient.axes if a in used | moving]
@@ -78,7 +78,8 @@ def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Ten
         return out
     indices, inside = [], torch.ones((), dtype=torch.bool, device=found.device)
     for size, x in zip(table.shape, gradient.at, strict=True):
-        at = torch.tensor(x) if isinstance(x, int) else _along(where[x], x, kept)
+        at = torch.tensor(x) if isinstance(x, int) else _along(
+            torch.tensor(x), "h", kept) if isinstance(x, tuple) else _along(where[x], x, kept)
         at = at.to(found.device)
         inside = inside & (at >= 0) & (at < size)
         indices.append(at.clamp(0, max(size - 1, 0)))
