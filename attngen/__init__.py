@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, knobs, masks, scores
+    from .cascade import merge
     from .combined import per_head
     from .front import attention, compile
     from .number import dynamic
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "masks",
-           "per_head", "scores"]
+           "merge", "per_head", "scores"]
 
 # exported name -> (module, attribute; None for the module itself)
 _HOMES: dict[str, tuple[str, str | None]] = {
@@ -38,6 +39,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "errors": (".errors", None),
     "knobs": (".knobs", None),
     "masks": (".masks", None),
+    "merge": (".cascade", "merge"),
     "per_head": (".combined", "per_head"),
     "scores": (".scores", None),
 }

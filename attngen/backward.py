@@ -23,7 +23,7 @@ def backward_plans(spec: AttentionSpec, options: Options,
     that require gradients; explicit schedules are for forward kernels.
 
     Raises what ``compiler.lower`` raises, and NotDeliveredError for a captured tensor that is read
-    by position where sequences are packed.
+    by both positions, or at a computed index, where sequences are packed.
     """
     from .ir.backward import build_backward
     from .ir.capture import Captures
@@ -54,11 +54,10 @@ def backward_plans(spec: AttentionSpec, options: Options,
 
 def _gradient(read: Read, table: str, packed: bool) -> TableGradient:
     """``read`` in the runtime's terms. Raises NotDeliveredError."""
-    if packed and ({"b", "i", "j"} & set(read.moves) or read.at is None):
-        on = ", ".join(read.moves) or "a captured tensor"
+    if packed and ({"i", "j"} <= set(read.moves) or read.at is None):
         raise NotDeliveredError(
             f"the gradient of {read.table} under packed sequences",
-            numbers=f"what it is read at depends on {on}",
-            remedy="Pad the sequences to a batch, or index the tensor by the head alone.")
+            numbers="what it is read at is computed or depends on q_idx and kv_idx both",
+            remedy="Pad the sequences to a batch, or index the tensor by b, h and one position.")
     axes = tuple(a for a in read.axes if a != "b" or not packed)
     return TableGradient(read.name, table, axes, read.at, read.moves)

@@ -236,16 +236,38 @@ def test_jagged_tensors_have_gradients() -> None:
         torch.testing.assert_close(got, right)
 
 
-def test_slopes_learn_from_packed_sequences_and_tables_by_position_are_refused() -> None:
-    slopes, row = (torch.zeros(n, requires_grad=True) for n in (4, 200))
-    case = packed_cases.PackedCase(head_dim=16)
+SLOPES, ROW, OF_BATCH = (torch.zeros(*n, requires_grad=True) for n in ((4,), (200, 4), (6, 200)))
+PACKED_SCORES: dict[str, tuple[Any, Tensor]] = {
+    "slopes": (lambda s, b, h, i, j: s + SLOPES[h] * (i - j), SLOPES),
+    "keys": (lambda s, b, h, i, j: s + ROW[j, h], ROW),
+    "queries": (lambda s, b, h, i, j: s * (1 + ROW[i, 3 - h]), ROW),
+    "batch and keys": (lambda s, b, h, i, j: s + OF_BATCH[b, j], OF_BATCH),
+    "batch": (lambda s, b, h, i, j: s * (1 + OF_BATCH[b, h]), OF_BATCH)}
+
+
+@pytest.mark.parametrize("where", [{}, {"q_offset": (9, 0, 4, 5, 1, 0), "kv_offset": 2}], ids=str)
+@pytest.mark.parametrize("name", PACKED_SCORES)
+def test_tables_learn_from_packed_sequences(name: str, where: dict[str, Any]) -> None:
+    """As from the sequences one by one."""
+    score, table = PACKED_SCORES[name]
+    case = packed_cases.PackedCase(head_dim=16, fields={"score": score, "causal": True}, **where)
+    attn, data = compiled(case.spec, "cpu"), packed_cases.inputs(case)
+    dout = torch.randn(1, 4, sum(case.q_lens), 16, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad(attn(*data[:3], **data.where), table, dout)
+    q, k, v = (packed_cases.padded(t, case.q_lens).double() for t in data[:3])
+    lengths = torch.tensor(case.q_lens)
+    shift = {"q_offset": data.where.get("q_offset", 0), "kv_offset": case.kv_offset or 0}
+    o, _ = reference.attention(case.spec, q, k, v, seqlens_k=lengths, **shift)
+    (want,) = torch.autograd.grad(packed_cases.packed(o, case.q_lens), table, dout.double())
+    assert want.any()
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [lambda s, b, h, i, j: s + ROW[(i - j) % 9, h],
+                                   lambda s, b, h, i, j: s + ROW[i, j]])
+def test_tables_by_both_positions_are_refused_under_packed_sequences(score: Any) -> None:
+    case = packed_cases.PackedCase(head_dim=16, fields={"score": score})
     data = packed_cases.inputs(case)
-
-    def learn(score: Any) -> Tensor:
-        attn = ag.compile(Spec(heads=4, groups=2, head_dim=16, score=score), "cpu")
-        return attn(*data[:3], **data.where).square().sum()
-
-    (found,) = torch.autograd.grad(learn(lambda s, b, h, i, j: s + slopes[h] * (i - j)), slopes)
-    assert bool(found.isfinite().all()) and found.all()
+    o = compiled(case.spec, "cpu")(*data[:3], **data.where)
     with pytest.raises(errors.NotDeliveredError, match="packed sequences"):
-        learn(lambda s, b, h, i, j: s + row[j]).backward()
+        o.sum().backward()

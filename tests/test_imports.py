@@ -34,6 +34,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "runtime": ({"errors", "knobs"}, {"numpy", "filelock", "platformdirs"},
                 {"torch", "cupy", "cuda"}),
     "reference": (FRONT, {"torch", "numpy"}, set()),
+    "cascade": ({"errors"}, set(), {"torch"}),
     "compiler": (EVERYTHING, set(), {"torch", "numpy"}),
     "backward": (EVERYTHING, set(), {"torch", "numpy"}),
     "describe": (EVERYTHING, set(), {"torch", "numpy"}),

@@ -11,6 +11,7 @@ from ..errors import ShapeError
 from .variant import Problem
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -70,8 +71,14 @@ def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Ten
     table = problem.tables[gradient.table]
     out = table.new_zeros(table.shape, dtype=found.dtype)
     used = {"h" if isinstance(x, tuple) else x for x in gradient.at if not isinstance(x, int)}
-    where = {a: _positions(a, n, problem) for a, n in zip(gradient.axes, found.shape, strict=True)}
+    where = {a: _positions(a, n, problem, found.device)
+             for a, n in zip(gradient.axes, found.shape, strict=True)}
     moving = {"b"} if any(where[x].dim() > 1 for x in used & {"i", "j"}) else set()
+    along = {a: a for a in gradient.axes}
+    if problem.packing is not None and "b" in used:  # rows tell their sequences
+        (rows,) = {"i", "j"} & set(gradient.axes)
+        where["b"] = _sequences(rows, where[rows], problem)
+        along["b"], moving = rows, {rows}
     kept = [a for a in gradient.axes if a in used | moving]
     found = fixed_sum(found, tuple(n for n, a in enumerate(gradient.axes) if a not in kept))
     if not found.numel():
@@ -79,7 +86,8 @@ def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Ten
     indices, inside = [], torch.ones((), dtype=torch.bool, device=found.device)
     for size, x in zip(table.shape, gradient.at, strict=True):
         at = torch.tensor(x) if isinstance(x, int) else _along(
-            torch.tensor(x), "h", kept) if isinstance(x, tuple) else _along(where[x], x, kept)
+            torch.tensor(x), "h", kept) if isinstance(x, tuple) else _along(
+            where[x], along[x], kept)
         at = at.to(found.device)
         inside = inside & (at >= 0) & (at < size)
         indices.append(at.clamp(0, max(size - 1, 0)))
@@ -94,14 +102,29 @@ def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Ten
     return out
 
 
-def _positions(axis: str, count: int, problem: Problem) -> Tensor:
-    """Where each entry along an axis is, [count], or [batch, count] if that differs."""
+def _positions(axis: str, count: int, problem: Problem, device: torch.device) -> Tensor:
+    """Where each entry along an axis is, [count], or [batch, count] if that differs. Packed rows
+    that no sequence has, whose gradients are 0, may be anywhere."""
     import torch
 
     offset = {"i": problem.where.q_offset, "j": problem.where.kv_offset}.get(axis, 0)
-    if isinstance(offset, int):
-        return torch.arange(offset, offset + count)
-    return offset[:, None] + torch.arange(count, device=offset.device)
+    at = torch.arange(count, device=device)
+    if problem.packing is not None and axis in "ij":
+        sequences = problem.packing.q if axis == "i" else problem.packing.k
+        number = _sequences(axis, at, problem)
+        at = at - sequences.begin[number]
+        return at + (offset if isinstance(offset, int) else offset[number])
+    return at + offset if isinstance(offset, int) else offset[:, None] + at
+
+
+def _sequences(axis: str, rows: Tensor, problem: Problem) -> Tensor:
+    """The sequence of each packed row."""
+    import torch
+
+    assert problem.packing is not None
+    begin = (problem.packing.q if axis == "i" else problem.packing.k).begin
+    rows = torch.arange(rows.shape[0], device=begin.device, dtype=begin.dtype)
+    return (torch.searchsorted(begin, rows, right=True) - 1).clamp(min=0)
 
 
 def _add_at(out: Tensor, at: Tensor, values: Tensor) -> None:
