@@ -169,6 +169,15 @@ def test_computed_indices_give_the_same_bits() -> None:
     assert found[0].any() and all(g.equal(found[0]) for g in found)
 
 
+@pytest.mark.parametrize(("batch", "q", "k"), [(0, 5, 5), (2, 0, 5), (2, 5, 0)])
+@pytest.mark.parametrize("kind", ["group", "of queries", "of keys", "t5"])
+def test_empty_calls_teach_nothing(kind: str, batch: int, q: int, k: int) -> None:
+    score, learned = _computed(kind, torch.float32)
+    attn = compiled(Spec(heads=4, groups=2, head_dim=8, score=score), "cpu")
+    o = attn(torch.zeros(batch, 4, q, 8), *torch.zeros(2, batch, 2, k, 8))
+    assert all(not g.any() for g in torch.autograd.grad(o.sum(), learned))
+
+
 def test_exact_sums_do_not_depend_on_the_order() -> None:
     rng = torch.Generator().manual_seed(0)
     values = torch.randn(5000, generator=rng) * 10.0 ** torch.randint(-9, 9, (5000,), generator=rng)

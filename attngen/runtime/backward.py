@@ -112,7 +112,7 @@ class BackwardVariant:
             elif g.name in outputs:
                 found = outputs[g.name]
                 tables[g.table] += accumulated(g, found if "b" in g.axes else found[0], problem)
-        if self._pairs is not None:
+        if self._pairs is not None and q.numel() and k.numel():
             self._scatter(self._pairs, saved, dout, delta, problem, tables)
         if "sinks" in problem.tables:
             tables["sinks"] = _of_sinks(problem.tables["sinks"], lse, delta)
@@ -125,7 +125,7 @@ class BackwardVariant:
         q, k, v, _, lse = saved
         used = {a.name: a for a in runner.plan.tensors}
         gradients = [g for g in self.plans.tables if g.name in used]
-        row = problem.batch * self._fixed.heads * max(problem.seqlen_k, 1) * lse.element_size()
+        row = problem.batch * self._fixed.heads * problem.seqlen_k * lse.element_size()
         many = max(_ROWS_AT_ONCE, _PAIR_BYTES // (2 * row) // _ROWS_AT_ONCE * _ROWS_AT_ONCE)
         for first in range(0, problem.seqlen_q, many):
             part = problem.queries(first, min(many, problem.seqlen_q - first))

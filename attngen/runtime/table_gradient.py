@@ -50,6 +50,8 @@ def scattered(gradient: TableGradient, out: Tensor, found: Tensor, at: Tensor,
               problem: Problem) -> None:
     """Add what kernels found, with the axes of ``gradient``, to the gradients of the table,
     ``out``, at the elements numbered ``at``."""
+    if not (found.numel() and out.numel()):
+        return
     moves = {*gradient.moves}
     if any(not isinstance(x, int) for x in problem.where[:2]):
         moves.add("b")
@@ -58,8 +60,7 @@ def scattered(gradient: TableGradient, out: Tensor, found: Tensor, at: Tensor,
     for n in reversed(same):
         at = at.select(n, 0)
     at = at.reshape(-1).long()
-    if at.numel() and out.numel():
-        _add_at(out.view(-1), at.clamp(min=0), found.reshape(-1).masked_fill(at < 0, 0.0))
+    _add_at(out.view(-1), at.clamp(min=0), found.reshape(-1).masked_fill(at < 0, 0.0))
 
 
 def accumulated(gradient: TableGradient, found: Tensor, problem: Problem) -> Tensor:
