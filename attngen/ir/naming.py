@@ -36,11 +36,11 @@ _KERNELS = frozenset("""
     mma mma_block mma_columns mma_m16n8k16 neg_inf num_threads opaque ordered_functions pack panel
     panels parallel part philox_round philox_word pitch plain put quad_col_of quads real_functions
     recip recompute ring round row row_of row_pad rows schedule seen shared_base shfl_xor shuffle
-    simd slots start step stride strips suffix swizzle sync_fn table_max table_min taken threads
-    tile tiles to transpose u32 unroll upper vector_bytes vector_registers vector_width vectors
-    visible whole_blocks whole_vectors width within word work work_worth_waking ArithmeticFault
-    Bits Blocking Eight Element From IndexFault Layout Location Mma Order Params Philox Runtime
-    Tile To Type Vector
+    simd slots start step stride strips suffix sum_columns swizzle sync_fn table_max table_min
+    taken threads tile tiles to transpose u32 unroll upper vector_bytes vector_registers
+    vector_width vectors visible whole_blocks whole_vectors width within word work
+    work_worth_waking ArithmeticFault Bits Blocking Eight Element From IndexFault Layout Location
+    Mma Order Params Philox Runtime Tile To Type Vector
     """.split())
 
 # Families of such names, and of those that kernels make for tensors, loop bounds and themselves.
