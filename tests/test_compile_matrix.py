@@ -40,10 +40,10 @@ FUSED = {
     "kernel": ("fused",), "dtype": ("bfloat16", "float16", "float32"),
     "head_dim": (32, 64, 96, 128, 192, 256), "target": tuple(SHARED_LIMIT),
     "copies": ("16B", "scalar"), "visible": tuple(VISIBLE), "groups": tuple(GROUPS),
-    "sequences": ("batch", "packed"),
+    "calls": ("batch", "packed", "dropout"),
 }
 UNFUSED = {**FUSED, "kernel": ("s", "p_lse", "o"), "visible": ("causal", "window"),
-           "sequences": ("batch",)}
+           "calls": ("batch",)}
 # head_dim, head_dim_v: no whole number of panels, and values of another size than keys.
 ODD = ((8, 8), (40, 40), (72, 72), (200, 200), (64, 128), (192, 128), (128, 72), (24, 256),
        (256, 8))
@@ -56,13 +56,13 @@ def _all_rows() -> list[Row]:
     rows = [row | {"visible": visible, "groups": groups}
             for n, row in enumerate(full(plain))
             for visible, groups in (turns[n % len(turns)], turns[(n + 5) % len(turns)])
-            if row["sequences"] == "batch" or visible == turns[n % len(turns)][0]]
+            if row["calls"] == "batch" or visible == turns[n % len(turns)][0]]
     shapes = {name: UNFUSED[name] for name in plain}
     rows += [row | {"visible": ("causal", "window")[n % 2], "groups": tuple(GROUPS)[n % 3]}
              for n, row in enumerate(full(shapes))]
     rows += [{**row, "head_dim_v": row["head_dim"][1], "head_dim": row["head_dim"][0]}
              for row in full({**FUSED, "head_dim": ODD, "visible": ("causal",),
-                              "groups": ("gqa6",), "sequences": ("batch",)})]
+                              "groups": ("gqa6",), "calls": ("batch",)})]
     return rows
 
 
@@ -70,9 +70,9 @@ def _quick_rows() -> list[Row]:
     rows = pairwise(FUSED)
     rows += pairwise({**{n: UNFUSED[n] for n in ("kernel", "dtype", "copies")},
                       "head_dim": (64, 96, 256), "target": ("sm_80", "sm_86", "sm_90"),
-                      "visible": ("causal",), "groups": ("gqa6",), "sequences": ("batch",)})
+                      "visible": ("causal",), "groups": ("gqa6",), "calls": ("batch",)})
     odd = {"kernel": "fused", "dtype": "bfloat16", "copies": "16B", "visible": "causal",
-           "groups": "gqa6", "target": "sm_80", "sequences": "batch"}
+           "groups": "gqa6", "target": "sm_80", "calls": "batch"}
     rows += [{**odd, "head_dim": 40, "head_dim_v": 72}, {**odd, "head_dim": 192, "head_dim_v": 128},
              {**odd, "head_dim": 24, "head_dim_v": 8, "dtype": "float32", "copies": "scalar"}]
     return rows
@@ -82,16 +82,16 @@ def _name(row: Row) -> str:
     dv = row.get("head_dim_v", row["head_dim"])
     dims = str(row["head_dim"]) if dv == row["head_dim"] else f"{row['head_dim']}x{dv}"
     return "-".join([row["kernel"], row["dtype"], f"d{dims}", row["target"], row["copies"],
-                     row["visible"], row["groups"], row["sequences"]])
+                     row["visible"], row["groups"], row["calls"]])
 
 
 @lru_cache(maxsize=64)
 def _plan(kernel: str, dtype: str, head_dim: int, head_dim_v: int, target: str, copies: str,
-          visible: str, groups: str, sequences: str) -> Plan:
+          visible: str, groups: str, calls: str) -> Plan:
     spec = AttentionSpec(heads=12, groups=GROUPS[groups], head_dim=head_dim, head_dim_v=head_dim_v,
                          **VISIBLE[visible])  # type: ignore[arg-type]
     options = Options(target, dtype, vectorized=copies == "16B", fuse=kernel == "fused",
-                      packed=sequences == "packed")
+                      packed=calls == "packed", dropout=calls == "dropout")
     return make_plan(spec, options, lower(spec, options))
 
 
@@ -99,7 +99,7 @@ def kernel_of(row: Row) -> KernelPlan:
     """The kernel a row names."""
     plan = _plan(row["kernel"] if row["kernel"] == "fused" else "unfused", row["dtype"],
                  row["head_dim"], row.get("head_dim_v", row["head_dim"]), row["target"],
-                 row["copies"], row["visible"], row["groups"], row["sequences"])
+                 row["copies"], row["visible"], row["groups"], row["calls"])
     found = [k for k in plan.kernels
              if row["kernel"] == "fused" or k.kind.endswith(f"_{row['kernel']}")]
     assert len(found) == 1, [k.kind for k in plan.kernels]

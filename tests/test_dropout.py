@@ -8,13 +8,12 @@ from functools import cache
 from typing import Any
 
 import backward_cases
-import forward_cases
 import numpy as np
 import packed_cases
 import pytest
 import torch
 from emulated import complete, launch
-from forward_cases import NAMED, Case
+from forward_cases import NAMED
 from packed_cases import PackedCase
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -309,4 +308,3 @@ def test_gradients_are_the_same_bits_every_time() -> None:
         found = [torch.autograd.grad(o, (q, k, v), torch.ones_like(o), retain_graph=True)
                  for _ in range(2)]
         assert all(a.equal(b) for a, b in zip(*found, strict=True))
-    assert isinstance(forward_cases.inputs(Case()).where, dict)

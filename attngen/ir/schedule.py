@@ -112,7 +112,8 @@ _ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # sums along rows of tensors: 
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 
 
-_PLAIN, _BUSY, _ASKING = range(3)
+_PLAIN, _BUSY, _ASKING = range(3)  # of forward's schedules
+_DRAWING = 2  # the last of backward's, which has plain ones and busy ones too
 _PLAIN_VALUES = 9  # computed of a pair with one bound
 _PLAIN_SCORES = 7  # of which outside of masks: the product, its scale, and the softmax
 _CROWDED_VALUES = 64  # as of many heads with a mask each; half the columns leave room for these
@@ -162,14 +163,17 @@ def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Lim
     if not sums and all(set(EXTENTS) <= set(t.axes) for t, _ in region.outputs):
         return replace(_PAIRS[engine], vector_bytes=vector_bytes)
     asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
-    busy = 2 if any(n.op == "uniform" for n in walk(*region.roots)) else int(
-        asking or packed or _kind(region) == _ASKING
-        or _of_pairs(*region.roots) > _PLAIN_BACKWARD)
+    kind = _PLAIN
+    if any(n.op == "uniform" for n in walk(*region.roots)):
+        kind = _DRAWING
+    elif asking or packed or _kind(region) == _ASKING \
+            or _of_pairs(*region.roots) > _PLAIN_BACKWARD:
+        kind = _BUSY
     for limit, one, both in _MMA_BACKWARD if engine == "mma" else _SIMT_BACKWARD:
         pair = both if sums > 1 else one
         if widest > limit or pair is None:
             continue
-        for schedule in pair[min(busy, len(pair) - 1):]:
+        for schedule in pair[min(kind, len(pair) - 1):]:
             if vector_bytes != 16:
                 schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
             schedule = replace(schedule, block_n=_columns(region, schedule.block_n),

@@ -78,7 +78,8 @@ class BackwardVariant:
         dlse = lse.new_zeros(lse.shape) if dlse is None else _readable(dlse)
         delta = lse.new_zeros(lse.shape)  # rows that no packed sequence has are not written
         sizes, work = problem.sizes(self._fixed), problem.work(self._fixed)
-        params = problem.params | sizes_of(self.plans.tables, problem)
+        lengths = sizes_of(self.plans.tables, problem)
+        params = problem.params | lengths
         outputs: dict[str, Tensor] = {}
 
         def launch(runner: Runner, **given: Tensor) -> None:
@@ -113,13 +114,13 @@ class BackwardVariant:
                 found = outputs[g.name]
                 tables[g.table] += accumulated(g, found if "b" in g.axes else found[0], problem)
         if self._pairs is not None and q.numel() and k.numel():
-            self._scatter(self._pairs, saved, dout, delta, problem, tables)
+            self._scatter(self._pairs, saved, dout, delta, problem, lengths, tables)
         if "sinks" in problem.tables:
             tables["sinks"] = _of_sinks(problem.tables["sinks"], lse, delta)
         return Gradients(dq, dk, dv, tables)
 
     def _scatter(self, runner: Runner, saved: Saved, dout: Tensor, delta: Tensor, problem: Problem,
-                 tables: dict[str, Tensor]) -> None:
+                 lengths: dict[str, int], tables: dict[str, Tensor]) -> None:
         """Gradients of tables read at indices computed from both positions, a few queries at a
         time: those of all their pairs are stored, and added up in order."""
         q, k, v, _, lse = saved
@@ -137,8 +138,7 @@ class BackwardVariant:
             runner.run({n: t for n, t in given.items() if n in used} | pairs,
                        {n: problem.tables[n] for n, a in used.items()
                         if a.role == "table" and not a.of},
-                       part.sizes(self._fixed), part.params | sizes_of(gradients, part),
-                       part.work(self._fixed))
+                       part.sizes(self._fixed), part.params | lengths, part.work(self._fixed))
             for g in gradients:
                 scattered(g, tables[g.table], pairs[g.name], pairs[f"{g.name}_at"], part)
 
