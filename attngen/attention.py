@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from . import library
 from .autograd import Recorded, recorded
+from .call import Description, Key, Ready, When
 from .errors import (
     CapturedError,
     DtypeError,
+    NotDeliveredError,
     ShapeError,
     UnknownNameError,
 )
-from .runtime import dropout, jagged, operands, packed, positions
+from .runtime import dropout, jagged, operands, packed, positions, splits
 from .runtime.backward import BackwardPlans, BackwardVariant
 from .runtime.captured import Captured
 from .runtime.dropout import Dropout
 from .runtime.operands import Heads
 from .runtime.plan import Plan
 from .runtime.positions import Positions
+from .runtime.splits import MOST_SPLITS
 from .runtime.targets import Target, get_target
 from .runtime.variant import Kind, Problem, Variant
 
@@ -32,46 +35,6 @@ if TYPE_CHECKING:
 
 PlanFor = Callable[[Kind], tuple[Plan, Captured]]
 BackwardFor = Callable[[Kind, frozenset[str]], BackwardPlans]
-_Key = tuple[Any, bool, bool, bool]  # a Kind with the dtype as torch has it
-
-
-class Description(Protocol):
-    """What the compiler tells of its work."""
-
-    def ir(self, stage: str) -> Any:
-        """The printable graph at a stage: "math", "fused", "tiled" or "placed"."""
-
-    def explain(self) -> Any:
-        """Kernel family, tiles, bytes, FLOPs, registers, spills, shared memory, roofline."""
-
-    def tiles(self, seqlen_q: int, seqlen_k: int, block: tuple[int, int], *, batch: int,
-              q_offset: Any, kv_offset: Any, seqlens_k: Any) -> Any:
-        """The TileMap of the mask."""
-
-
-class When(NamedTuple):
-    """The positions and lengths a call names; what they are is in ``Attention.__call__``."""
-
-    q_offset: int | Tensor | None = None
-    kv_offset: int | Tensor | None = None
-    seqlens_k: Tensor | None = None
-    cu_seqlens_q: Tensor | None = None
-    cu_seqlens_k: Tensor | None = None
-    max_seqlen_q: int | None = None
-    max_seqlen_k: int | None = None
-
-    @property
-    def packed(self) -> bool:
-        """Whether sequences lie end to end, or are meant to."""
-        return not all(x is None for x in self[3:])
-
-
-class Ready(NamedTuple):
-    """A checked call."""
-
-    kind: _Key
-    variant: Variant
-    problem: Problem
 
 
 class Attention:
@@ -80,21 +43,24 @@ class Attention:
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
     target is executed on the CPU, on CPU tensors. ``plan_for(kind)`` gives the kernels of one
     variant and what they captured; ``backward_for`` those of its gradients, also by the names of
-    the captured tensors that want some. ``buffers`` are the tensors that masks and
+    the captured tensors that want some. ``decodes``: there are kernels for few queries and for
+    parts of the keys. ``buffers`` are the tensors that masks and
     scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
-                 backward_for: BackwardFor, describe: Description) -> None:
+                 backward_for: BackwardFor, describe: Description, decodes: bool = True) -> None:
         self.spec = spec
         self.target = get_target(target) if isinstance(target, str) else target
         self.emulate = emulate
         self._plan_for, self._backward_for = plan_for, backward_for
         self._describe = describe
         assert spec.head_dim_v is not None
+        self.decodes = decodes
+        self._group = spec.heads // spec.kv_heads
         self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
         self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
-        self._variants: dict[_Key, Variant] = {}
+        self._variants: dict[Key, Variant] = {}
         self._backwards: dict[tuple[Any, ...], BackwardVariant] = {}
         self._latest: Variant | None = None
         self.buffers: dict[str, Tensor] = {}
@@ -107,7 +73,8 @@ class Attention:
             q_offset: int | Tensor | None = None, kv_offset: int | Tensor | None = None,
             seqlens_k: Tensor | None = None, cu_seqlens_q: Tensor | None = None,
             cu_seqlens_k: Tensor | None = None, max_seqlen_q: int | None = None,
-            max_seqlen_k: int | None = None, params: dict[str, Any] | None = None,
+            max_seqlen_k: int | None = None, num_splits: int | None = None,
+            params: dict[str, Any] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of q over k and v.
 
@@ -133,6 +100,10 @@ class Attention:
         positions, counted from offsets rounded down to multiples of 16, on every target alike.
         Without it one is drawn from torch's generator.
 
+        Calls with few queries run kernels made for them: rows of a tile are those of all query
+        heads of a key/value head, and the keys are cut into ``num_splits`` parts, which run side
+        by side and are joined in order. Left out, it follows from shapes and the machine.
+
         Returns o, like q with head_dim_v and in q's order of strides; with ``return_lse`` also the
         natural log of the softmax denominators [batch, heads, seqlen_q], float32 (float64 for
         float64), -inf where nothing is visible. With ``spec.sinks``, ``sinks`` [heads] is one more
@@ -148,7 +119,7 @@ class Attention:
         import torch
 
         where = When(q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                     max_seqlen_k)
+                     max_seqlen_k, num_splits)
         drops = dropout.drawn(dropout_p, seed, q) if dropout_p != 0 else None
         if torch.compiler.is_compiling():
             o, lse = library.call(self, q, k, v, where, sinks, params or {}, drops)
@@ -186,9 +157,18 @@ class Attention:
         vectorized &= operands.is_vectorized(k, itemsize, "k")
         vectorized &= operands.is_vectorized(v, itemsize, "v")
         if when.packed:
-            packing = packed.packing(q, k, *when[3:])
-        kind = q.dtype, vectorized, packing is not None, drops is not None
-        variant = self._variants.get(kind) or self._variant(kind)
+            packing = packed.packing(q, k, *when[3:7])
+        kind = q.dtype, vectorized, packing is not None, drops is not None, 0, False
+        own, parts = kind, 1
+        if packing is None and drops is None and self.decodes:
+            rows = splits.tile_rows(seqlen_q, self._group)
+            parts = self._parts(when.num_splits, rows, batch, seqlen_q, seqlen_k, q)
+            own = *kind[:4], rows, parts > 1
+        elif when.num_splits not in (None, 1):
+            raise NotDeliveredError(
+                f"num_splits={when.num_splits} with packed sequences, dropout, fuse=False or a "
+                "schedule", remedy="Leave num_splits out.")
+        variant = self._variants.get(own) or self._variant(own)
 
         shift: int | Tensor = seqlen_k - seqlen_q
         if packing is not None:
@@ -211,9 +191,25 @@ class Attention:
             numbers |= values
         self._latest = variant
         return Ready(kind, variant, Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing,
-                                            where))
+                                            where, parts))
 
-    def backward(self, kind: _Key, learned: tuple[str, ...]) -> BackwardVariant:
+    def _parts(self, wanted: int | None, rows: int, batch: int, seqlen_q: int, seqlen_k: int,
+               q: Tensor) -> int:
+        """Into how many parts the keys of a call are cut."""
+        if wanted is not None:
+            if wanted < 1 or wanted > MOST_SPLITS:
+                raise ShapeError(f"num_splits is {wanted}", numbers=f"1 ... {MOST_SPLITS}",
+                                 remedy="Leave it out: it follows from the shapes.")
+            return wanted
+        if rows:
+            blocks = batch * self._fixed.groups * -(-seqlen_q * self._group // rows)
+        elif self.target.family == "cpu":
+            return 1
+        else:
+            blocks = batch * self._fixed.heads * -(-seqlen_q // 64)
+        return splits.num_splits(self.target, blocks, seqlen_k, q)
+
+    def backward(self, kind: Key, learned: tuple[str, ...]) -> BackwardVariant:
         """The backward kernels for tensors of a kind, with gradients of ``learned``."""
         key = *kind, learned
         if key not in self._backwards:
@@ -241,7 +237,7 @@ class Attention:
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         return {"sinks": sinks.to(wide)}
 
-    def _variant(self, kind: _Key) -> Variant:
+    def _variant(self, kind: Key) -> Variant:
         of = _named(kind)
         name = of.dtype
         if self.spec.dtype is not None and name != self.spec.dtype:
@@ -269,7 +265,7 @@ class Attention:
         per kernel (``runtime.nvrtc.Cubin`` for CUDA)."""
         import torch
 
-        kind = getattr(torch, dtype or self.dtype), vectorized, packed, dropout
+        kind = getattr(torch, dtype or self.dtype), vectorized, packed, dropout, 0, False
         variant = self._variants.get(kind) or self._variant(kind)
         return variant.executable.build()
 
@@ -323,5 +319,5 @@ class Attention:
         return f"Attention({self.spec!r}, target={where})"
 
 
-def _named(kind: _Key) -> Kind:
+def _named(kind: Key) -> Kind:
     return Kind(str(kind[0]).removeprefix("torch."), *kind[1:])

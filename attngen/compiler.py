@@ -47,6 +47,8 @@ class Options:
     skip: tuple[str, ...] = ()
     packed: bool = False
     dropout: bool = False
+    rows: int = 0
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
     """The pipeline, from any math graph; ``build_forward`` makes one from a spec, a test or a
     reader may make one by hand."""
     from .ir.fuse import fuse
+    from .ir.group_rows import group_rows
     from .ir.lower import tile
     from .ir.pack import pack
     from .ir.passes import canonicalise, rebase, run_pass
     from .ir.place import place
+    from .ir.split_kv import split_kv
 
     limits = _limits(get_target(options.target))
     sizes = dict(graph.sizes)
@@ -109,8 +113,14 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
         return run_pass(name, step, before, level, trace)
 
     math = run("canonicalise", canonicalise, graph)
+    cut = math
+    if options.rows:
+        cut = run("group_rows", group_rows, math)
+        keep = "row" if any("row" in t.seen for t in cut.tensors) else keep
+    if options.split:
+        cut = run("split_kv", lambda g: split_kv(g, loop), cut)
     fusing = options.fuse and "fuse" not in options.skip
-    fused = run("fuse", lambda g: fuse(g, fusing, keep, loop), math)
+    fused = run("fuse", lambda g: fuse(g, fusing, keep, loop), cut)
     fused = run("rebase", rebase, fused)
     tiled = run("tile", lambda g: tile(g, lambda r: choose_schedule(options, r, sizes, limits),
                                        keep, loop), fused)
@@ -131,7 +141,7 @@ def choose_schedule(options: Options, region: Region, sizes: dict[str, int],
 
     engine = engine_for(options.dtype, options.target == "cpu")
     vector_bytes = 16 if options.vectorized or engine == "cpu" else (2 if engine == "mma" else 4)
-    schedule = choose(engine, region, sizes, limits, vector_bytes, options.packed)
+    schedule = choose(engine, region, sizes, limits, vector_bytes, options.packed, options.rows)
     wanted = dict(options.schedule)
     known = set(asdict(schedule)) - {"engine", "vector_bytes"}
     for name in wanted:
@@ -158,7 +168,7 @@ def make_plan(spec: AttentionSpec | None, options: Options, lowered: Lowered,
                      *(str(c_name(t.name)) for t in kernel.tables)),
             params=tuple(ParamArg(str(c_name(p.name)), p.dtype, p.per_batch)  # type: ignore[arg-type]
                          for p in kernel.params),
-            grid=tuple(GridDim(extent, tile) for extent, tile in rendered.grid),  # type: ignore[arg-type]
+            grid=tuple(GridDim(*dim) for dim in rendered.grid),  # type: ignore[arg-type]
             threads=rendered.threads, shared_bytes=rendered.shared_bytes,
             meta=_meta(kernel)))
     tensors = tuple(TensorArg(str(c_name(t.name)), t.axes, t.dtype, t.role)  # type: ignore[arg-type]
@@ -222,7 +232,7 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     @cache
     def options(kind: Kind) -> Options:
         return Options(chosen.name, kind.dtype, kind.vectorized, fuse, explicit, skip, kind.packed,
-                       kind.dropout)
+                       kind.dropout, kind.rows, kind.split)
 
     @cache
     def plan(kind: Kind) -> tuple[Plan, Captured]:
@@ -237,7 +247,7 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
 
     attn = Attention(spec, chosen, emulate, plan, backward,
                      Description(lambda dtype: lower(spec, options(Kind(dtype)), record=True),
-                                 chosen, spec.dtype))
+                                 chosen, spec.dtype), fuse and not explicit and "fuse" not in skip)
     _, captured = plan(Kind(attn.dtype))
     spoken = [t.spoken for t in captured.tensors]
     attn.buffers = {t.spoken if t.spoken and spoken.count(t.spoken) == 1 else t.name: t.source

@@ -24,7 +24,8 @@ from .runtime.dropout import Dropout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .attention import Attention, Ready, When
+    from .attention import Attention
+    from .call import Ready, When
 
 _known: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _count = itertools.count()
@@ -66,11 +67,12 @@ def _attention(key: str) -> Attention:
 def _ready(key: str, q: Tensor, k: Tensor, v: Tensor, buffers: list[Tensor],
            sinks: Tensor | None, seed: Tensor | None, where: tuple[Any, ...],
            dropout_p: float) -> Ready:
-    from .attention import When
+    from .call import When
 
-    q_table, kv_table, seqlens_k, cu_q, cu_k, q_number, kv_number, max_q, max_k = where
+    q_table, kv_table, seqlens_k, cu_q, cu_k, q_number, kv_number, max_q, max_k, parts = where
     when = When(q_number if q_table is None else q_table,
-                kv_number if kv_table is None else kv_table, seqlens_k, cu_q, cu_k, max_q, max_k)
+                kv_number if kv_table is None else kv_table, seqlens_k, cu_q, cu_k, max_q, max_k,
+                parts)
     drops = None if seed is None else Dropout(dropout_p, seed)
     return _attention(key).ready(q, k, v, when, sinks, None, drops, buffers=buffers)
 
@@ -88,9 +90,10 @@ def operators() -> tuple[Any, Any]:
                 seed: Tensor | None, q_offset: Tensor | None, kv_offset: Tensor | None,
                 seqlens_k: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
                 q_number: int | None, kv_number: int | None, max_seqlen_q: int | None,
-                max_seqlen_k: int | None, dropout_p: float, key: str) -> tuple[Tensor, Tensor]:
+                max_seqlen_k: int | None, num_splits: int | None, dropout_p: float,
+                key: str) -> tuple[Tensor, Tensor]:
         where = (q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, q_number, kv_number,
-                 max_seqlen_q, max_seqlen_k)
+                 max_seqlen_q, max_seqlen_k, num_splits)
         ready = _ready(key, q, k, v, buffers, sinks, seed, where, dropout_p)
         return ready.variant.run(q, k, v, ready.problem)
 
@@ -108,10 +111,10 @@ def operators() -> tuple[Any, Any]:
                  q_offset: Tensor | None, kv_offset: Tensor | None, seqlens_k: Tensor | None,
                  cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
                  q_number: int | None, kv_number: int | None, max_seqlen_q: int | None,
-                 max_seqlen_k: int | None, dropout_p: float, key: str,
+                 max_seqlen_k: int | None, num_splits: int | None, dropout_p: float, key: str,
                  learned: list[bool]) -> list[Tensor]:
         where = (q_offset, kv_offset, seqlens_k, cu_seqlens_q, cu_seqlens_k, q_number, kv_number,
-                 max_seqlen_q, max_seqlen_k)
+                 max_seqlen_q, max_seqlen_k, num_splits)
         ready = _ready(key, q, k, v, buffers, sinks, seed, where, dropout_p)
         bound = [t.name for t in ready.variant.captured.tensors if t.source is not None]
         names = [n for n, wanted in zip(bound, learned, strict=True) if wanted]
@@ -148,7 +151,7 @@ def operators() -> tuple[Any, Any]:
             dout, dlse, q, k, v, o, lse, buffers, sinks, *tensors, *ctx.numbers, ctx.key,
             ctx.learned)
         of_buffers = [more.pop(0) if wanted else None for wanted in ctx.learned]
-        return dq, dk, dv, of_buffers, more[0] if more else None, *(None,) * 12
+        return dq, dk, dv, of_buffers, more[0] if more else None, *(None,) * 13
 
     forward.register_autograd(differentiate, setup_context=setup)
     return forward, backward

@@ -52,8 +52,10 @@ def _finish(problem: CpuProblem, name: str, v: Values, body: list[Stmt], tensors
               Param("kv_offset", True))
     loop = "j" if keep == "i" else "i"
     grid = (Grid(keep, problem.extents[keep]), Grid("h", 1), Grid("b", 1))
+    schedule = replace(problem.schedule, block_m=problem.extents[keep],
+                       block_n=problem.extents[loop])
     return Kernel(name, grid, keep, loop, tuple(tensors), params, tuple(v.all.values()),
-                  tuple(body), problem.schedule, problem.sizes, stage="placed")
+                  tuple(body), schedule, problem.sizes, stage="placed")
 
 
 def _statistics(v: Values, compute: str) -> None:

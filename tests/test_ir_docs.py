@@ -14,6 +14,7 @@ from helpers import ROOT
 from ir_problem import DTYPE, Problem, assert_same, lowered, only, pipeline, placed, schedule
 
 from attngen import masks, scores
+from attngen.compiler import Options, lower
 from attngen.ir import ops
 from attngen.ir.eval_tile import interpret_tiles
 from attngen.ir.graph import Graph
@@ -64,7 +65,14 @@ def ranges() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"operations": operations, "math": stage("canonicalise"), "fused": stage("fuse"),
+def split() -> str:
+    spec = AttentionSpec(heads=4, groups=2, head_dim=64, causal=True)
+    options = Options("sm_80", "bfloat16", rows=16, split=True)
+    return graph_text(lower(spec, options).fused).rstrip()
+
+
+BLOCKS = {"operations": operations, "math": stage("canonicalise"), "split": split,
+          "fused": stage("fuse"),
           "rebased": stage("rebase"), "ranges": ranges, "tiled": stage("tile"),
           "placed": stage("place")}
 

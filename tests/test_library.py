@@ -37,7 +37,7 @@ def causal(**fields: Any) -> ag.attention.Attention:  # type: ignore[name-define
 
 def arguments(attn: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None,
               *rest: Any, seed: Tensor | None = None, p: float = 0.0) -> tuple[Any, ...]:
-    where = (*rest, *(None,) * (9 - len(rest)))
+    where = (*rest, *(None,) * (10 - len(rest)))
     return (q, k, v, [*attn.buffers.values()], sinks, seed, *where, p, attn.key)
 
 

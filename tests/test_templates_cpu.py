@@ -257,7 +257,7 @@ BFLOAT16_VIEW = replace(placed_cpu.forward(FORWARD["bfloat16"]), values=tuple(
     (changed(body=(Barrier(),)), "a CPU kernel cannot hold a Barrier"),
     (changed(body=(LaneReduce("l", "sum"),)), "cannot hold a LaneReduce"),
     (changed(schedule=Schedule(64, 16, engine="cpu")), "has 32 elements along i"),
-    (changed(grid=placed_cpu.forward(FORWARD["float32"]).grid[:2]), "the grid of a CPU kernel"),
+    (changed(grid=placed_cpu.forward(FORWARD["float32"]).grid[:2]), "the grid of a kernel is"),
     (changed(body=(Mma("acc", "p", "k_s", "j", True),)), "the lanes of the product"),
     (changed(body=(Reduce("m", "max", "scores", "i", True),)), "only columns are reduced"),
     (changed(body=(Reduce("m", "max", "scores", "j", False),)), "what a Fill started"),

@@ -15,14 +15,15 @@ from ..errors import VerifyError
 from .node import Node, const, idx, make, param, substitute, walk
 from .ops import SCALAR_OPS
 
-# The run-time length of each sequence axis.
-EXTENTS = {"i": "seqlen_q", "j": "seqlen_k"}
+# The run-time length of each sequence axis, and of those made from them.
+SEQUENCES = {"i": "seqlen_q", "j": "seqlen_k"}
+EXTENTS = {**SEQUENCES, "row": "rows", "split": "num_splits"}
 _NEUTRAL = {"sum": 0.0, "max": float("-inf")}
 Known = float | bool | None  # a value that is the same everywhere, or None
 
 
 def extent(axis: str) -> Node:
-    """The length of a sequence axis as an expression."""
+    """The length of an axis of ``EXTENTS`` as an expression."""
     return param(EXTENTS[axis])
 
 

@@ -64,28 +64,45 @@ def predict(graph: Graph, extents: Mapping[str, int], params: Mapping[str, Any],
     ``extents`` is the length of every axis letter; ``params`` are the run-time numbers, each a
     number or an array over batch, and the captured tensors.
     """
-    return tuple(_Counter(k, extents, params).cost() for k in graph.tiles)
+    return tuple(_total([_Counter(k, extents, params, part).cost()
+                         for part in range(extents["split"] if k.split else 1)])
+                 for k in graph.tiles)
+
+
+def _total(parts: list[KernelCost]) -> KernelCost:
+    """Of all parts of the keys together."""
+    first, *rest = parts
+    for other in rest:
+        first.blocks += other.blocks
+        first.tiles += other.tiles
+        first.full_tiles += other.full_tiles
+        first.matrix_instructions += other.matrix_instructions
+        first.flops += other.flops
+        for book, more in ((first.read, other.read), (first.written, other.written)):
+            book.update({name: book.get(name, 0) + n for name, n in more.items()})
+    return first
 
 
 class _Counter:
     def __init__(self, kernel: Kernel, extents: Mapping[str, int],
-                 params: Mapping[str, Any]) -> None:
-        self.kernel, self.extents = kernel, extents
-        self.params = {**dict(params), **{n: extents[a] for a, n in EXTENTS.items()}}
+                 params: Mapping[str, Any], part: int) -> None:
+        self.kernel, self.extents, self.part = kernel, extents, part
+        lengths = {n: extents[a] for a, n in EXTENTS.items() if a in extents}
+        self.params = {**dict(params), **lengths}
         for table in kernel.tables:
             if table.of:
                 self.params[table.of] = np.asarray(self.params[table.of])
                 self.params[table.name] = summary(self.params[table.of])
-        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
+        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.loop_tile}
         tiles = -(-extents[kernel.keep] // kernel.schedule.block_m)
         self.first = np.arange(tiles) * kernel.schedule.block_m
         bounds = [s for s in kernel.body if isinstance(s, Map) and not s.axes]
         asked = [e for s in bounds for e in s.exprs]
         asked += [e for s in kernel.body if isinstance(s, Loop) for e in (s.visible, s.full) if e]
-        by_head = any("h" in expr.axes for expr in asked)
+        by_head = any(kernel.head in expr.axes for expr in asked)
         # Blocks as [batch, heads, row tiles]; heads are alike unless a bound asks which one it is.
-        self.shape = (extents["b"], extents["h"] if by_head else 1, tiles)
-        self.alike = 1 if by_head else extents["h"]
+        self.shape = (extents["b"], extents[kernel.head] if by_head else 1, tiles)
+        self.alike = 1 if by_head else extents[kernel.head]
         self.scalars: dict[str, Array] = {}
         self.visited: dict[int, tuple[Array, Array, Array]] = {}
         for stmt in bounds:
@@ -151,6 +168,8 @@ class _Counter:
             return self.first + self._rows() - 1
         if n.op == "value":
             return self.scalars[n.attr("name")]
+        if n.attr("axis") == "split":
+            return np.asarray(self.part)
         array = np.arange(self.extents[n.attr("axis")])
         return array[:, None, None] if n.attr("axis") == "b" else array[:, None]
 
@@ -213,7 +232,7 @@ class _Counter:
 
     def _area(self, stmt: Stmt, loop: Loop) -> Array:
         """Elements along the two sequence axes, summed over the visited tiles."""
-        axes = self.kernel.tensor(stmt.tensor).axes  # type: ignore[attr-defined]
+        axes = self.kernel.tensor(stmt.tensor).seen  # type: ignore[attr-defined]
         visits, _, columns = self._visit(loop)
         area = columns if self.kernel.loop in axes else visits
         return area * self._rows() if self.kernel.keep in axes else area

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import VerifyError
 from .graph import Graph, Region
-from .node import AXES, Node, walk
+from .node import AXES, Node, idx, walk
 from .ops import FLOATS, SCALAR_OPS, element_of
+from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +49,14 @@ class TensorInterpreter:
         with np.errstate(all="ignore"):
             for node in walk(*region.roots):
                 done[node.key] = self._evaluate(node, [done[a.key] for a in node.args])
-        return {t.name: self._collapse(done[n.key], t.axes) for t, n in region.outputs}
+        return {t.name: self._collapse(done[n.key], t.seen) for t, n in region.outputs}
+
+    def value(self, root: Node, axes: tuple[str, ...]) -> Array:
+        """A scalar expression over ``axes``."""
+        done: dict[str, Array] = {}
+        for node in walk(root):
+            done[node.key] = self._evaluate(node, [done[a.key] for a in node.args])
+        return self._collapse(done[root.key], axes)
 
     def _expand(self, array: Array, axes: tuple[str, ...]) -> Array:
         order = sorted(range(len(axes)), key=lambda n: AXES.index(axes[n]))
@@ -85,6 +93,10 @@ class TensorInterpreter:
             return np.asarray(found).reshape(found.shape or [1] * len(AXES))
         if n.op == "visible":
             return args[0]
+        if n.op == "of_part":  # as even parts of the whole axis
+            axis, part = (a.attr("axis") for a in n.args)
+            of = args[0] * self.extents[part] // self.extents[axis]
+            return np.asarray(of == args[1])
         if n.op == "cast" and n.dtype not in FLOATS:
             return np.trunc(args[0]).astype(np.int64)
         if n.op == "cast":
@@ -98,7 +110,7 @@ class TensorInterpreter:
         axis = AXES.index(over)
         if a.shape[axis] == 1 and b.shape[axis] == 1:  # constant along it, or an axis of one
             return a * b * self.extents[over]
-        letters = "ABCDEFG"[:len(AXES)]
+        letters = "ABCDEFGHI"[:len(AXES)]
         product = np.einsum(f"{letters},{letters}->{letters.replace(letters[axis], '')}", a, b)
         return np.expand_dims(product, axis)
 
@@ -126,7 +138,38 @@ def interpret_tensors(graph: Graph, inputs: Mapping[str, Array], params: Mapping
     ``extents`` the length of every axis.
     """
     known: dict[str, Array] = dict(inputs)
+    places = Places(graph.tensors, known, params, extents)
+    known.update({t.name: places.seen(t, known[t.name]) for t in graph.tensors
+                  if t.role == "input"})
     for region in graph.regions:
         runner = TensorInterpreter(known, params, extents, precision, rounding)
         known.update(runner.run(region))
-    return {t.name: known[t.name] for t in graph.tensors if t.role != "input"}
+    return {t.name: places.stored(t, known[t.name]) for t in graph.tensors if t.role != "input"}
+
+
+class Places:
+    """Tensors as they are stored, and as kernels see them."""
+
+    def __init__(self, tensors: Iterable[Tensor], tables: Mapping[str, Array],
+                 params: Mapping[str, Any], extents: Mapping[str, int]) -> None:
+        self._extents = extents
+        self._index = {t.name: self._indices(t, TensorInterpreter(tables, params, extents))
+                       for t in tensors if t.place}
+
+    def _indices(self, t: Tensor, reader: TensorInterpreter) -> tuple[Array, ...]:
+        """Where every element of what is seen is stored, an array for each stored axis."""
+        place, shape = dict(t.place), [self._extents[a] for a in t.seen]
+        return tuple(np.broadcast_to(reader.value(place.get(a, idx(a)), t.seen), shape)
+                     for a in t.axes)
+
+    def seen(self, t: Tensor, array: Array) -> Array:
+        """What kernels see of it."""
+        return np.asarray(array)[self._index[t.name]] if t.place else np.asarray(array)
+
+    def stored(self, t: Tensor, array: Array) -> Array:
+        """The inverse, NaN where nothing is seen."""
+        if not t.place:
+            return array
+        out = np.full([self._extents[a] for a in t.axes], np.nan, array.dtype)
+        out[self._index[t.name]] = array
+        return out

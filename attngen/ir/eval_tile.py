@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import VerifyError
-from .bounds import EXTENTS
-from .eval_tensor import round_to
+from .bounds import EXTENTS, SEQUENCES
+from .eval_tensor import Places, round_to
 from .graph import Graph
-from .node import Node, walk
+from .node import AXES, Node, walk
 from .ops import FLOATS, PROOF_OPS, SCALAR_OPS
 from .stmt import (
     Barrier,
@@ -51,7 +51,7 @@ class TileInterpreter:
                  extents: Mapping[str, int], precision: Any = np.float64) -> None:
         self.kernel, self.memory, self.params, self.extents = kernel, memory, params, extents
         self.precision = precision
-        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.schedule.block_n}
+        self.block = {kernel.keep: kernel.schedule.block_m, kernel.loop: kernel.loop_tile}
         self.values = {v.name: v for v in kernel.values}
         self.counts: Counter[str] = Counter()
 
@@ -62,14 +62,16 @@ class TileInterpreter:
             for b in range(self.extents["b"]):
                 self._enter(b)
                 tiles = -(-self.extents[keep.axis] // keep.tile)
-                for h in range(self.extents["h"]):
-                    for t in range(tiles):
-                        self._block({"b": b, "h": h}, t)
+                for h in range(self.extents[self.kernel.head]):
+                    for part in range(self.extents["split"] if self.kernel.split else 1):
+                        for t in range(tiles):
+                            self._block({"b": b, self.kernel.head: h, "split": part}, t)
         return self.counts
 
     def _enter(self, b: int) -> None:
         """Lengths are those of the batch entry, which where tensors are packed begins somewhere."""
-        self.extents = {**self.extents, **{a: self._number(n, b) for a, n in EXTENTS.items()}}
+        self.extents = {**self.extents, **{a: self._number(n, b) for a, n in EXTENTS.items()
+                                          if n in self.params}}
         self.begin = {t.name: self._number(t.begin, b) for t in self.kernel.tensors if t.begin}
 
     def _number(self, name: str, b: int) -> int:
@@ -200,7 +202,7 @@ class TileInterpreter:
             array = np.asarray(self.params[n.attr("name")])
             return array[self.where["b"]] if array.ndim else array
         axis = n.attr("axis")
-        if axis in self.where:
+        if axis in self.where and axis != self.kernel.loop:
             return np.asarray(self.where[axis])
         start = self.tile.get(axis, 0) * self.block.get(axis, 0)
         if n.op == "first":
@@ -243,13 +245,12 @@ class TileInterpreter:
             self.state[name] = np.broadcast_to(result, self._shape(name)).copy()
 
     def _mma(self, dst: str, a: str, b: str, over: str, accumulate: bool) -> None:
-        left, right = self.values[a].axes, self.values[b].axes
+        left, right, out = ([AXES.index(x) for x in self.values[n].axes] for n in (a, b, dst))
         x, y = self._get(a), self._get(b)
-        spec = f"{''.join(left)},{''.join(right)}->{''.join(self.values[dst].axes)}"
-        product = self._pad(np.einsum(spec, x, y), dst)
+        product = self._pad(np.einsum(x, left, y, right, out), dst)
         self.state[dst] = self.state[dst] + product if accumulate else product
         self.counts["mma"] += 1
-        self.counts["flops"] += 2 * x.size * y.shape[1 - right.index(over)]
+        self.counts["flops"] += 2 * x.size * y.shape[1 - right.index(AXES.index(over))]
 
     def _reduce(self, dst: str, kind: str, src: str, over: str, accumulate: bool) -> None:
         axis = self.values[src].axes.index(over)
@@ -266,17 +267,18 @@ class TileInterpreter:
         """Where a tile lies in its tensor, and how much of it is inside."""
         index: list[Any] = []
         inside: list[int] = []
-        for axis in tensor.axes:
-            if axis == "g":
-                assert tensor.by_head is not None
+        for axis in tensor.seen:
+            if axis == "g" and tensor.by_head is not None:
                 index.append(tensor.by_head[self.where["h"]])
+            elif axis == self.kernel.loop and self.kernel.serial:
+                index.append(tile[axis])
             elif axis in self.where:
                 index.append(self.where[axis])
             else:
                 start = tile.get(axis, 0) * self.block.get(axis, 0)
                 width = self.block.get(axis, self.extents[axis])
                 stop = min(start + width, self.extents[axis])
-                origin = self.begin.get(tensor.name, 0) if axis in EXTENTS else 0
+                origin = self.begin.get(tensor.name, 0) if axis in SEQUENCES else 0
                 index.append(slice(origin + start, origin + stop))
                 inside.append(max(stop - start, 0))
         return index, inside
@@ -310,12 +312,16 @@ def interpret_tiles(graph: Graph, inputs: Mapping[str, Array], params: Mapping[s
     memory = {name: np.asarray(a, None if name in tables else precision)
               for name, a in inputs.items()}
     memory.update({t.name: summary(memory[t.of]) for t in graph.tables if t.of})
-    sizes = {**{EXTENTS[a]: extents[a] for a in EXTENTS}, **dict(params)}
+    places = Places(graph.tensors, memory, params, extents)
+    memory.update({t.name: places.seen(t, memory[t.name]) for t in graph.tensors
+                   if t.role == "input"})
+    sizes = {**{n: extents[a] for a, n in EXTENTS.items() if a in extents}, **dict(params)}
     counts: Counter[str] = Counter()
     for t in graph.tensors:
         if t.role != "input":
-            memory[t.name] = np.full([_rows(t, a, sizes) if t.begin and a in EXTENTS else
-                                      extents[a] for a in t.axes], np.nan, precision)
+            memory[t.name] = np.full([_rows(t, a, sizes) if t.begin and a in SEQUENCES else
+                                      extents[a] for a in t.seen], np.nan, precision)
     for kernel in graph.tiles:
         counts += TileInterpreter(kernel, memory, sizes, extents, precision).run()
-    return {t.name: memory[t.name] for t in graph.tensors if t.role != "input"}, counts
+    return {t.name: places.stored(t, memory[t.name]) for t in graph.tensors
+            if t.role != "input"}, counts

@@ -33,7 +33,7 @@ def fuse(graph: Graph, enabled: bool = True, keep: str = "i", loop: str = "j") -
                 cut, workspaces = _materialise(region, keep, loop)
                 regions += cut
                 tensors += workspaces
-        streamed = tuple(_stream(r, loop) for r in regions)
+        streamed = tuple(r.with_roots(stream_region(r.roots, r.loop or loop)) for r in regions)
     out = replace(graph, stage="fused", kernels=streamed, tensors=tuple(tensors))
     net = launch_network(out)
     if not nx.is_directed_acyclic_graph(net):
@@ -42,11 +42,6 @@ def fuse(graph: Graph, enabled: bool = True, keep: str = "i", loop: str = "j") -
     order = nx.lexicographical_topological_sort(
         net, key=lambda n: n if isinstance(n, int) else -1)
     return replace(out, kernels=tuple(streamed[n] for n in order if isinstance(n, int)))
-
-
-def _stream(region: Region, loop: str) -> Region:
-    roots = stream_region(region.roots, loop)
-    return Region(region.name, tuple(zip((t for t, _ in region.outputs), roots, strict=True)))
 
 
 def _materialise(region: Region, keep: str, loop: str) -> tuple[list[Region], list[Tensor]]:

@@ -8,6 +8,7 @@ plain ``DiGraph`` would merge the two operands of ``x * x``).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -22,14 +23,20 @@ STAGES = ("math", "fused", "tiled", "placed")
 
 @dataclass(frozen=True)
 class Region:
-    """Tensor nodes that become one kernel; ``outputs`` pairs a device tensor with its node."""
+    """Tensor nodes that become one kernel; ``outputs`` pairs a device tensor with its node.
+    ``loop`` is the axis its kernel walks where that is not the pipeline's."""
 
     name: str
     outputs: tuple[tuple[Tensor, Node], ...]
+    loop: str = ""
 
     @property
     def roots(self) -> tuple[Node, ...]:
         return tuple(node for _, node in self.outputs)
+
+    def with_roots(self, roots: Iterable[Node]) -> Region:
+        """The same outputs, computed by other nodes."""
+        return replace(self, outputs=tuple(zip((t for t, _ in self.outputs), roots, strict=True)))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import VerifyError
+from .accumulate import accumulate
 from .bounds import EXTENTS, add_bounds, extent, hidden_is_neutral
+from .evaluated import expressions, gathered, places
 from .graph import Graph, Region
 from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
 from .merge import merge_maps
-from .node import AXES, Node, cast, interning, is_cheap, make, rebuild, substitute, value, walk
+from .node import AXES, Node, cast, idx, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import OPS
-from .ranges import solve_masks, tile_range
+from .ranges import share, solve_masks, tile_range
+from .split_kv import AXIS, without_parts
 from .stmt import (
     Copy,
     Fill,
@@ -34,11 +37,8 @@ from .stmt import (
     Stmt,
     Store,
     Value,
-    expressions,
-    gathered,
     tile_axes,
 )
-from .stream import rescale_factor
 from .summary import summarised, summary_of
 from .tensor import Param, Tensor
 from .visits import visits
@@ -58,14 +58,16 @@ def tile(graph: Graph, schedule: Schedule | Callable[[Region], Schedule], keep: 
     for region in graph.regions:
         plan = schedule if isinstance(schedule, Schedule) else schedule(region)
         with interning(*region.roots):
-            kernel = _Lowering(region, graph, plan, keep, loop).kernel()
+            kernel = Lowering(region, graph, plan, keep, region.loop or loop).kernel()
         kernels.append(drop_full_range(kernel))
     summaries = dict.fromkeys(t for k in kernels for t in k.tables if t.of)
     return replace(graph, stage="tiled", kernels=tuple(kernels),
                    tables=(*graph.tables, *summaries))
 
 
-class _Lowering:
+class Lowering:
+    """One region on its way to statements."""
+
     def __init__(self, region: Region, graph: Graph, schedule: Schedule, keep: str,
                  loop: str) -> None:
         self.region, self.graph, self.schedule = region, graph, schedule
@@ -73,6 +75,8 @@ class _Lowering:
                          *EXTENTS.values(), *(n.attr("name") for n in walk(*region.roots)
                                               if n.op == "param")}
         self.keep, self.loop = keep, loop
+        self.serial = loop == AXIS  # no tiles along it: one part at a time
+        self.splits = not self.serial and any(AXIS in t.axes for t, _ in region.outputs)
         self.values: dict[str, Value] = {}
         self.outer: dict[int, list[Stmt]] = {0: []}  # statements before loop n
         self.bodies: dict[int, list[Stmt]] = {}
@@ -80,9 +84,7 @@ class _Lowering:
         self.local: dict[str, str] = {}  # node -> value, in the current loop
         self.current = -1
         self.loops = Loops(loop)
-        roots = add_bounds(region.roots, loop)
-        roots = self._solve_masks(roots)
-        self.roots = self._run_streams(roots)
+        self.roots = self._run_streams(self._solve_masks(without_parts(region.roots)))
         self.uses: dict[str, int] = {}
         self.terms: dict[str, int] = {}  # operations of a node written out as one expression
         ranges = (self.range.begin, self.range.end, self.range.full_begin, self.range.full_end)
@@ -97,11 +99,16 @@ class _Lowering:
 
     def _solve_masks(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
         """visible(mask) → visible(lower ≤ j < upper ∧ rest), and the tile ranges."""
+        if not self.serial:
+            roots = add_bounds(roots, self.loop)
         self.masks = solve_masks(roots, self.loop)
         every = any(self.loop in r.axes for r in roots) or not hidden_is_neutral(roots, self.loop)
         self.visits = visits(self.masks.bounds, self.loop, self.keep, every)
         self.range = tile_range(self.masks.bounds, self.loop, self.keep, extent(self.loop),
-                                self.schedule.block_n, every, self.visits.settled)
+                                1 if self.serial else self.schedule.block_n, every,
+                                self.visits.settled)
+        if self.splits:
+            self.range = share(self.range, idx(AXIS), extent(AXIS))
         return tuple(substitute(r, self.masks.table) for r in roots)
 
     def _run_streams(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -112,7 +119,7 @@ class _Lowering:
             args = tuple(done[a.key] for a in node.args)
             if node.op.startswith("stream_"):
                 top = args[-1]
-                name = self.running.get(top.key) or self._new("m", top)
+                name = self.running.get(top.key) or self.new("m", top)
                 self.running[top.key] = name
                 leaf = value(name, top.axes, top.dtype)
                 args = (*(substitute(a, {top: leaf}) for a in args[:-1]), top)
@@ -123,7 +130,7 @@ class _Lowering:
 
     # -- where a node lives ----------------------------------------------------------------
 
-    def _tile_axes(self, n: Node) -> tuple[str, ...]:
+    def tile_axes(self, n: Node) -> tuple[str, ...]:
         return tile_axes(n.axes, self.keep, self.loop)
 
     def _out(self, n: Node) -> list[Stmt]:
@@ -136,12 +143,12 @@ class _Lowering:
             return self.schedule.block_m if axis == self.keep else self.schedule.block_n
         return dict(self.graph.sizes)[{"d": "head_dim", "e": "head_dim_v"}[axis]]
 
-    def _new(self, hint: str, n: Node, dtype: str | None = None) -> str:
+    def new(self, hint: str, n: Node, dtype: str | None = None) -> str:
         base = "".join(c if c.isalnum() or c == "_" else "_" for c in hint) or "x"
         name, count = base, 2
         while name in self.values or name in self.reserved:
             name, count = f"{base}_{count}", count + 1
-        axes = self._tile_axes(n)
+        axes = self.tile_axes(n)
         self.values[name] = Value(name, axes, dtype or n.dtype,
                                   tuple(self._extent(a) for a in axes), origin=n.origin)
         return name
@@ -167,18 +174,24 @@ class _Lowering:
                                  tuple(merge_maps(self.bodies[number])), self.visits.visible,
                                  self.visits.full, origin=self.loop))
         names = dict.fromkeys((*self.region.inputs, *(t.name for t, _ in self.region.outputs)))
-        exprs = (*expressions(tuple(body)), extent(self.keep), extent(self.loop))
+        tensors = tuple(self.graph.tensor(n) for n in names)
+        exprs = (*expressions(tuple(body)), *places(tensors), extent(self.keep), extent(self.loop))
         names_read, asked = gathered(*exprs), summarised(*exprs)
         tables = [t for t in self.graph.tables if t.name in names_read]
         tables += [summary_of(t) for t in tables if t.name in asked]
         params = {Param(n.attr("name"), "b" in n.axes, n.dtype)
                   for n in walk(*exprs) if n.op == "param"}
         return Kernel(
-            self.region.name, (Grid(self.keep, self.schedule.block_m), Grid("h", 1), Grid("b", 1)),
-            self.keep, self.loop, tuple(self.graph.tensor(n) for n in names),
+            self.region.name, self._grid(), self.keep, self.loop,
+            tensors,
             tuple(sorted(params, key=lambda p: (p.per_batch, p.name))),
             tuple(self.values.values()), tuple(body), self.schedule, self.graph.sizes,
             tables=tuple(tables))
+
+    def _grid(self) -> tuple[Grid, ...]:
+        grid = (Grid(self.keep, self.schedule.block_m), Grid("g" if self.keep == "row" else "h", 1),
+                Grid("b", 1))
+        return (*grid, Grid(AXIS, 1)) if self.splits else grid
 
     def _loop_count(self) -> int:
         finished = [self.loops.level(n) for n in walk(*self.roots) if self.loops.over(n)]
@@ -190,7 +203,7 @@ class _Lowering:
         for name, node in (("n_begin", self.range.begin), ("n_end", self.range.end),
                            ("n_full_begin", self.range.full_begin),
                            ("n_full_end", self.range.full_end)):
-            names.append(self._new(name, node, "int32"))  # a captured tensor's may be wider
+            names.append(self.new(name, node, "int32"))  # a captured tensor's may be wider
             exprs.append(self._expr(cast(node, "int32"), (), top=True))
         self.outer[0].append(Map(tuple(names), tuple(exprs), (), origin="tiles"))
 
@@ -200,48 +213,12 @@ class _Lowering:
         reductions = [n for n in walk(*self.roots)
                       if self.loops.over(n) and self.loops.level(n) == number + 1]
         for n in sorted(reductions, key=lambda n: REDUCTIONS[n.op]):
-            self._accumulate(n)
+            accumulate(self, n)
         for (t, _), root in zip(self.region.outputs, self.roots, strict=True):
             if self.loop in root.axes and self.loops.level(root) == number:
                 self._store(t, root)
 
-    def _accumulate(self, n: Node) -> None:
-        """One reduction along the loop: its accumulator, its rescaling, its update."""
-        body = self.bodies[self.current]
-        name = self.running.get(n.key) or self._new(n.origin or "acc", n)
-        kind = n.attr("kind") if n.op == "reduce" else "sum"
-        self.outer.setdefault(self.current, []).append(
-            Fill(name, float("-inf") if kind == "max" else 0.0, origin=n.origin))
-        self.kept[n.key] = name
-        if n.op in ("contract", "stream_contract"):
-            a, b = self._operands(n.args[0], n.args[1])
-            self._rescale(n, name)
-            body.append(Mma(name, a, b, self.loop, True, origin=n.origin))
-            return
-        source = self._emit(n.args[0])
-        self._rescale(n, name)
-        if n.key in self.running:
-            previous = self._new(f"{name}_prev", n)
-            self.local[f"previous {name}"] = previous
-            leaf = value(name, n.axes, n.dtype)
-            body.append(Map((previous,), (leaf,), self._tile_axes(n), origin=n.origin))
-        body.append(Reduce(name, kind, source, self.loop, True, origin=n.origin))
-
-    def _rescale(self, n: Node, name: str) -> None:
-        """acc → acc · exp2(m_prev·c − m·c) when the running maximum moved."""
-        if not n.op.startswith("stream_"):
-            return
-        top = self.running[n.args[-1].key]
-        leaf = value(top, n.args[-1].axes, n.args[-1].dtype)
-        previous = value(self.local[f"previous {top}"], leaf.axes, leaf.dtype)
-        factor = rescale_factor(n, leaf, previous)
-        alpha = self._emit(factor, "alpha")
-        acc = value(name, n.axes, n.dtype)
-        scaled = make("mul", acc, value(alpha, factor.axes, factor.dtype))
-        self.bodies[self.current].append(
-            Map((name,), (scaled,), self._tile_axes(n), origin=n.origin))
-
-    def _operands(self, a: Node, b: Node) -> tuple[str, str]:
+    def operands(self, a: Node, b: Node) -> tuple[str, str]:
         """The operand that keeps the kept axis first: its rows are the result's rows."""
         if self.keep not in a.axes:
             a, b = b, a
@@ -251,19 +228,19 @@ class _Lowering:
         if b.op not in ("input", "by_head"):
             raise VerifyError(f"the column operand of a product must be a tensor, got {b.op} "
                               f"({b.origin}); write it to a tensor first")
-        return self._emit(a), self._emit(b)
+        return self.emit(a), self.emit(b)
 
     def _store(self, t: Tensor, root: Node) -> None:
         if root.op == "cast" and root.dtype == t.dtype:
             root = root.args[0]  # a store converts to the tensor's type
-        name = self._emit(root, t.name.removeprefix("w_") + "_out")
+        name = self.emit(root, t.name.removeprefix("w_") + "_out")
         target = (self.bodies[self.current] if self.current >= 0
                   else self.outer.setdefault(self.loops.level(root), []))
         target.append(Store(t.name, name, origin=t.name))
 
     # -- values ----------------------------------------------------------------------------
 
-    def _emit(self, n: Node, hint: str = "") -> str:
+    def emit(self, n: Node, hint: str = "") -> str:
         """Make ``n`` a value, once per place, and return its name."""
         if n.op == "value":
             return str(n.attr("name"))
@@ -278,31 +255,31 @@ class _Lowering:
         out = self._out(n)
         if n.op in ("input", "by_head"):
             leaf = n if n.op == "input" else n.args[0]
-            name = self._new(f"{leaf.attr('name')}_tile", n)
+            name = self.new(f"{leaf.attr('name')}_tile", n)
             out.append(Load(name, leaf.attr("name"), origin=n.origin))
             return name
         if n.op == "reduce" and n.attr("kind") == "sum":  # past the end of a row there are zeros
-            source, name = self._emit(n.args[0]), self._new(hint or n.origin or "sum", n)
+            source, name = self.emit(n.args[0]), self.new(hint or n.origin or "sum", n)
             out.append(Fill(name, 0.0, origin=n.origin))
             out.append(Reduce(name, "sum", source, n.attr("over"), True, origin=n.origin))
             return name
         if n.op == "contract":
-            a, b = self._operands(*n.args)
-            name = self._new(hint or n.origin or "product", n)
+            a, b = self.operands(*n.args)
+            name = self.new(hint or n.origin or "product", n)
             out.append(Mma(name, a, b, n.attr("over"), False, origin=n.origin))
             return name
         if n.op == "cast" and n.dtype in ("float16", "bfloat16"):
-            source = self._emit(n.args[0])
-            name = self._new(f"{source}_op", n)
+            source = self.emit(n.args[0])
+            name = self.new(f"{source}_op", n)
             out.append(Copy(name, source, origin=n.origin))
             return name
         if n.op == "where" and n.args[0].op == "visible":
             return self._mask(n, out, hint)
         if OPS[n.op].group != "scalar" and n.op != "visible":
             raise VerifyError(f"{n.op} ({n.origin}) cannot be computed tile by tile here")
-        axes = self._tile_axes(n)
+        axes = self.tile_axes(n)
         expr = self._expr(n, axes, top=True)
-        name = self._new(hint or self._hint(n), n)
+        name = self.new(hint or self._hint(n), n)
         out.append(Map((name,), (expr,), axes, origin=self.masks.origins.get(n.key, n.origin)))
         return name
 
@@ -316,11 +293,11 @@ class _Lowering:
     def _mask(self, n: Node, out: list[Stmt], hint: str) -> str:
         """where(visible, x, c): x everywhere, then c in place, on partial tiles only."""
         test, x, other = n.args
-        name = self._emit(x, hint)
-        axes = self._tile_axes(n)
+        name = self.emit(x, hint)
+        axes = self.tile_axes(n)
         multiplied = n.key in self.multiplied and x.op in ("input", "by_head")
-        if self.uses.get(x.key, 0) > 1 or self._tile_axes(x) != axes or multiplied:
-            source, name = value(name, x.axes, x.dtype), self._new(hint or n.origin or "masked", n)
+        if self.uses.get(x.key, 0) > 1 or self.tile_axes(x) != axes or multiplied:
+            source, name = value(name, x.axes, x.dtype), self.new(hint or n.origin or "masked", n)
             out.append(Map((name,), (source,), axes, origin=n.origin))
         seen = self._expr(test.args[0], axes, top=True)
         expr = make("where", seen, value(name, n.axes, n.dtype), other)
@@ -334,7 +311,7 @@ class _Lowering:
             return n if n.op != "input" else self._ref(n)
         if OPS[n.op].group != "scalar" or (n.op == "where" and n.args[0].op == "visible"):
             return self._ref(n)
-        own = self._tile_axes(n)
+        own = self.tile_axes(n)
         if not top:
             if n.key in self.local or n.key in self.kept:
                 return self._ref(n)
@@ -347,4 +324,4 @@ class _Lowering:
         return rebuild(n, tuple(self._expr(a, axes) for a in n.args))
 
     def _ref(self, n: Node) -> Node:
-        return value(self._emit(n), n.axes, n.dtype)
+        return value(self.emit(n), n.axes, n.dtype)

@@ -4,8 +4,9 @@ One class serves tensors ("contract q and k over d") and the scalar expressions 
 statements. Within a graph equal nodes are the same object, so common subexpressions are shared by
 construction and a rule may ask ``is``; between graphs they are equal.
 
-Axes are letters: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys,
-``d`` head_dim, ``e`` head_dim_v.
+Axes: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys, ``d``
+head_dim, ``e`` head_dim_v; ``row`` queries of all heads of a group (``group_rows``), ``split``
+parts of the keys (``split_kv``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from weakref import WeakValueDictionary
 from ..errors import VerifyError
 from .ops import FLOATS, OPS
 
-AXES = "bhgijde"
+AXES = ("b", "h", "g", "split", "i", "row", "j", "d", "e")
 _RANK = {"bool": 0, "int32": 1, "int64": 2, "float16": 3, "bfloat16": 3, "float32": 4, "float64": 5}
 
 

@@ -132,6 +132,8 @@ TENSOR_OPS: dict[str, OpInfo] = dict([
     _row("stream_contract", 3, "attr", group="tensor"),  # Σ_over a·b, likewise
     # Marks a predicate as *the* visibility of a key: tiles proved full replace it by true.
     _row("visible", 1, "bool", group="tensor"),
+    # (index, part): whether it is of that part. Every index is of one; which, is for tiling to say.
+    _row("of_part", 2, "bool", group="tensor"),
 ])
 
 # In proofs about tiles only: bounds on the elements of a captured tensor; attrs: name. The last two

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import VerifyError
-from .bounds import EXTENTS, extent
+from .bounds import SEQUENCES, extent
 from .graph import Graph
 from .node import Node, param, substitute
 from .stmt import Kernel, Loop, Map, Stmt, rewrite_body
@@ -52,7 +52,7 @@ def _packed(t: Tensor) -> Tensor:
 
 
 def _kernel(kernel: Kernel, tensors: dict[str, Tensor]) -> Kernel:
-    lengths = {extent(a): param(EXTENTS[a], "b") for a in EXTENTS}
+    lengths = {extent(a): param(name, "b") for a, name in SEQUENCES.items()}
 
     def change(stmt: Stmt) -> tuple[Stmt, ...]:
         match stmt:
@@ -64,7 +64,7 @@ def _kernel(kernel: Kernel, tensors: dict[str, Tensor]) -> Kernel:
         return (stmt,)
 
     mine = tuple(tensors[t.name] for t in kernel.tensors)
-    names = {*EXTENTS.values(), *(t.begin for t in mine if t.begin)}
+    names = {*SEQUENCES.values(), *(t.begin for t in mine if t.begin)}
     params = {*(p for p in kernel.params if p.name not in names),
               *(Param(name, True) for name in names)}
     return replace(kernel, tensors=mine, body=rewrite_body(kernel.body, change),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from .algebra import FOLD, REBASE
-from .graph import Graph, Region
+from .graph import Graph
 from .logic import normal_form
 from .node import interning
 from .rewrite import Rule, rewrite
@@ -39,8 +40,8 @@ def _rewritten(graph: Graph, rules: tuple[Rule, ...]) -> Graph:
     with interning(*before):
         roots = rewrite(before, rules)
     rest = iter(roots)
-    return graph.with_regions(tuple(
-        Region(r.name, tuple((t, next(rest)) for t, _ in r.outputs)) for r in graph.regions))
+    return graph.with_regions(tuple(r.with_roots(islice(rest, len(r.outputs)))
+                                    for r in graph.regions))
 
 
 def canonicalise(graph: Graph) -> Graph:

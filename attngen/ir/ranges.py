@@ -13,7 +13,7 @@ that concerns the rows alone settles all tiles of theirs; any other is asked of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .algebra import simplify
 from .interval import certainty, interval
@@ -147,6 +147,16 @@ def tile_range(bounds: Bounds, axis: str, keep: str, extent: Node, block: int,
         full_begin=simplify(make("floordiv", make("add", low_all, up), width)),
         full_end=simplify(make("floordiv", high_all, width)),
     )
+
+
+def share(tiles: TileRange, part: Node, parts: Node) -> TileRange:
+    """The tiles of one of ``parts`` parts: as many as any other has, or one more."""
+    count = make("max", make("sub", tiles.end, tiles.begin), const(0))
+
+    def edge(n: Node) -> Node:
+        return simplify(make("add", tiles.begin, make("floordiv", make("mul", count, n), parts)))
+
+    return replace(tiles, begin=edge(part), end=edge(make("add", part, const(1))))
 
 
 def _narrow(bound: Node) -> Node:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from .bounds import EXTENTS
 from .graph import Region
 from .node import Node, walk
 from .ranges import solve
@@ -110,6 +109,11 @@ _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
 _ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # sums along rows of tensors: many small parts
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
+_COMBINE = Schedule(8, 16, 1, (1,), engine="simt")  # rows of all parts, joined one after the other
+# Few rows (decode): one warp for every 16 of them, 8 without tensor cores, and tiles of keys of
+# about this size, so that several blocks share a multiprocessor and copies are under way in each.
+_DECODE_BYTES, _DECODE_STAGES = {"mma": 8192, "simt": 16384}, {"mma": (2, 2), "simt": (1, 1)}
+_POSITIONS = {"i", "row", "j"}
 
 
 _PLAIN, _BUSY, _ASKING = range(3)  # of forward's schedules
@@ -120,15 +124,19 @@ _CROWDED_VALUES = 64  # as of many heads with a mask each; half the columns leav
 _HELD_VALUES = 8  # looked up per row or column, and kept for the pairs: a rotary embedding's, say
 
 
+def _is_pair(n: Node) -> bool:
+    return len(set(n.axes) & _POSITIONS) > 1
+
+
 def _of_pairs(*roots: Node) -> int:
     """How many values are computed of every pair."""
-    return sum(set(EXTENTS) <= set(n.axes) for n in walk(*roots))
+    return sum(_is_pair(n) for n in walk(*roots))
 
 
 def _columns(region: Region, block_n: int) -> int:
     """``block_n``, or fewer where a pair takes so many values that registers do not hold more."""
     nodes = list(walk(*region.roots))
-    if sum(n.op == "gather" and len(set(n.axes) & set(EXTENTS)) == 1 for n in nodes) > _HELD_VALUES:
+    if sum(n.op == "gather" and len(set(n.axes) & _POSITIONS) == 1 for n in nodes) > _HELD_VALUES:
         return 16
     return max(16, block_n // 2) if _of_pairs(*region.roots) > _CROWDED_VALUES else block_n
 
@@ -140,8 +148,8 @@ def _kind(region: Region) -> int:
     every element: those are asking. So are drawn numbers, many products each."""
     nodes = list(walk(*region.roots))
     rests = [(solve(n.args[0], axis).rest, axis)
-             for n in nodes if n.op == "visible" for axis in EXTENTS]
-    if any(n.op == "gather" and set(n.axes) & set(EXTENTS) or n.op == "uniform"
+             for n in nodes if n.op == "visible" for axis in sorted(_POSITIONS)]
+    if any(n.op == "gather" and set(n.axes) & _POSITIONS or n.op == "uniform"
            for n in nodes) or any(
             rest is not None and axis in rest.axes for rest, axis in rests):
         return _ASKING
@@ -159,10 +167,10 @@ def _backward(engine: str, region: Region, sizes: Mapping[str, int], limits: Lim
               vector_bytes: int, packed: bool) -> Schedule:
     """As ``choose``, for a region that takes two products of every pair."""
     widest = max(sizes["head_dim"], sizes["head_dim_v"])
-    sums = sum(n.op == "contract" and n.attr("over") in EXTENTS for n in walk(*region.roots))
-    if not sums and all(set(EXTENTS) <= set(t.axes) for t, _ in region.outputs):
+    sums = sum(n.op == "contract" and n.attr("over") in _POSITIONS for n in walk(*region.roots))
+    if not sums and all(_is_pair(n) for n in region.roots):
         return replace(_PAIRS[engine], vector_bytes=vector_bytes)
-    asking = any(n.op == "gather" and set(n.axes) & set(EXTENTS) for n in walk(*region.roots))
+    asking = any(n.op == "gather" and set(n.axes) & _POSITIONS for n in walk(*region.roots))
     kind = _PLAIN
     if any(n.op == "uniform" for n in walk(*region.roots)):
         kind = _DRAWING
@@ -192,12 +200,28 @@ def _backward_need(schedule: Schedule, sizes: Mapping[str, int]) -> int:
         schedule.stages[0] * d + schedule.stages[-1] * e) + through)
 
 
+def _few_rows(engine: str, rows: int, sizes: Mapping[str, int], vector_bytes: int) -> Schedule:
+    """For kernels that wait for keys and values, whatever they compute."""
+    unit, item = (16, 2) if engine == "mma" else (8, 4)
+    rows = max(rows, unit)
+    row_bytes = item * max(sizes["head_dim"], sizes["head_dim_v"])
+    columns = _DECODE_BYTES[engine] // row_bytes // 16 * 16
+    columns = min(max(columns, 16), 64 if vector_bytes == 16 else _UNALIGNED)
+    return Schedule(rows, columns, rows // unit, _DECODE_STAGES[engine], vector_bytes,
+                    engine=engine)
+
+
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
-           vector_bytes: int = 16, packed: bool = False) -> Schedule:
+           vector_bytes: int = 16, packed: bool = False, rows: int = 0) -> Schedule:
     """The first legal schedule of the engine's table for what the region computes. ``packed``:
-    lengths take registers, which the largest tiles have not to spare."""
+    lengths take registers, which the largest tiles have not to spare. ``rows``: there are at most
+    so many, 0 for any number."""
     if engine == "cpu":
-        return _CPU
+        return replace(_CPU, block_m=rows) if rows else _CPU
+    if region.loop == "split":
+        return _COMBINE
+    if rows:
+        return _few_rows(engine, rows, sizes, vector_bytes)
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
         if any(set(n.axes) & set("de") for n in walk(*region.roots)):
             return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)

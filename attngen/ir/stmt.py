@@ -30,7 +30,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
 from .node import Node, walk
-from .ops import PROOF_OPS
 from .tensor import Param, Table, Tensor
 
 
@@ -245,6 +244,26 @@ class Kernel:
         raise KeyError(name)
 
     @property
+    def head(self) -> str:
+        """The grid's axis of heads: query heads, or key/value heads with all of theirs in rows."""
+        return next(g.axis for g in self.grid if g.axis in ("h", "g"))
+
+    @property
+    def split(self) -> bool:
+        """Does each block walk one part of the keys (``split_kv.py``)?"""
+        return any(g.axis == "split" for g in self.grid)
+
+    @property
+    def serial(self) -> bool:
+        """Is the loop's axis walked one index at a time, so that tiles do not have it?"""
+        return self.loop == "split"
+
+    @property
+    def loop_tile(self) -> int:
+        """How many indices of its axis the loop takes at a time."""
+        return 1 if self.serial else self.schedule.block_n
+
+    @property
     def packed(self) -> bool:
         """Do sequences of different lengths lie end to end in its tensors (``pack.py``)?"""
         return any(t.begin for t in self.tensors)
@@ -254,15 +273,10 @@ class Kernel:
         return dict(self.sizes)[name]
 
 
-def gathered(*roots: Node) -> tuple[str, ...]:
-    """Names of the captured tensors that expressions read, in order of first use."""
-    return tuple(dict.fromkeys(n.attr("name") for n in walk(*roots)
-                               if n.op == "gather" or n.op in PROOF_OPS))
-
-
 def tile_axes(axes: tuple[str, ...], keep: str, loop: str) -> tuple[str, ...]:
-    """The axes a tile value has of these: none of the grid's, rows first, then the loop's."""
-    return tuple(a for a in (keep, loop, "d", "e") if a in axes)
+    """The axes a tile value has of these: none of the grid's, rows first, then the loop's where
+    that is walked in tiles."""
+    return tuple(a for a in (keep, loop, "d", "e") if a in axes and a != "split")
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
@@ -271,20 +285,6 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         yield stmt
         if isinstance(stmt, Loop):
             yield from statements(stmt.body)
-
-
-def expressions(body: tuple[Stmt, ...]) -> Iterator[Node]:
-    """Every expression in the statements, in program order."""
-    for stmt in statements(body):
-        if isinstance(stmt, Map):
-            yield from stmt.exprs
-        elif isinstance(stmt, Loop):
-            yield from (n for n in (stmt.visible, stmt.full) if n is not None)
-
-
-def calls(kernel: Kernel, op: str) -> bool:
-    """True when an expression of the kernel has the operation."""
-    return any(n.op == op for e in expressions(kernel.body) for n in walk(e))
 
 
 def reads(stmt: Stmt) -> tuple[str, ...]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .node import Node
 
 
 @dataclass(frozen=True)
@@ -10,7 +14,12 @@ class Tensor:
     """A tensor in device memory. ``axes`` end in the unit-stride axis; ``role`` is input, output
     or workspace; ``by_head`` maps query heads to positions along ``g`` when ``g`` is an axis.
     A packed tensor has no axis ``b``: batch entry b begins at index ``begin[b]`` of the sequence
-    axis, ``begin`` being a parameter."""
+    axis, ``begin`` being a parameter.
+
+    Kernels may see it otherwise than it is stored: with the axes ``view``, ``place`` being the
+    index along a stored axis that belongs to indices along those. Stored axes without a place are
+    seen as they are.
+    """
 
     name: str
     axes: tuple[str, ...]
@@ -18,6 +27,13 @@ class Tensor:
     role: str
     by_head: tuple[int, ...] | None = None
     begin: str = ""
+    view: tuple[str, ...] = ()
+    place: tuple[tuple[str, Node], ...] = ()
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Its axes as nodes and kernels see them."""
+        return self.view or self.axes
 
 
 @dataclass(frozen=True)

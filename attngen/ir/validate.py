@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import VerifyError
-from .bounds import EXTENTS
+from .bounds import EXTENTS, SEQUENCES
 from .eval_tensor import interpret_tensors
 from .eval_tile import interpret_tiles
 from .graph import Graph
@@ -24,14 +24,15 @@ def small_problem(graph: Graph, seed: int = 0, seqlen_q: int = 37, seqlen_k: int
     rng = np.random.default_rng(seed)
     sizes = dict(graph.sizes)
     extents = {"b": 2, "h": sizes["heads"], "g": sizes["groups"], "i": seqlen_q, "j": seqlen_k,
-               "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
+               "d": sizes["head_dim"], "e": sizes["head_dim_v"], "split": 3,
+               "row": seqlen_q * max(1, sizes["heads"] // sizes["groups"])}
     inputs = {t.name: rng.normal(size=[extents[a] for a in t.axes])
               for t in graph.tensors if t.role == "input"}
     for table in graph.tables:
         values = rng.normal(size=[29] * table.ndim) * 3
         inputs[table.name] = values if table.dtype in FLOATS else values.astype(
             bool if table.dtype == "bool" else np.int64)
-    params = {"seqlen_q": seqlen_q, "seqlen_k": seqlen_k,
+    params = {**{name: extents[axis] for axis, name in EXTENTS.items()},
               "q_offset": np.array([seqlen_k - seqlen_q, 5]), "kv_offset": np.array([0, -3]),
               "kv_len": np.array([seqlen_k, max(seqlen_k - 9, 0)]),
               "dropout_p": np.array([0.25, 0.5]), "dropout_scale": np.array([1 / 0.75, 2.0])}
@@ -73,11 +74,11 @@ def packed_problem(graph: Graph) -> tuple[tuple[dict[str, Array], dict[str, Any]
 
     params = {name: np.array([np.broadcast_to(p[name], 2)[n] for n, (_, p, _) in
                               enumerate(problems)]) for name in problems[0][1]}
-    params |= {begin: np.cumsum(params[EXTENTS[a]]) - params[EXTENTS[a]]
+    params |= {begin: np.cumsum(params[SEQUENCES[a]]) - params[SEQUENCES[a]]
                for a, begin in BEGINS.items()}
     inputs = {t.name: end_to_end(t.name, [p[0] for p in problems])
               for t in graph.tensors if t.role == "input"}
-    extents = {**problems[0][2], **{a: int(max(params[n])) for a, n in EXTENTS.items()}}
+    extents = {**problems[0][2], **{a: int(max(params[n])) for a, n in SEQUENCES.items()}}
     return ({**inputs, **tables}, params, extents), {
         name: end_to_end(name, answers) for name in answers[0]}
 

@@ -15,6 +15,7 @@ from .node import AXES, Node, walk
 from .ops import FLOATS, OPS
 from .pack import begin_of
 from .stmt import Kernel
+from .tensor import Tensor
 from .verify_tiles import STORED, check_gather, check_kernel
 
 SIZES = ("heads", "groups", "head_dim", "head_dim_v")
@@ -75,14 +76,15 @@ def check_tensors(graph: Graph) -> None:
     """Names are unique identifiers, axes known, every workspace and output written once."""
     sizes = dict(graph.sizes)
     packed = graph.stage == "placed" and any(t.begin for t in graph.tensors)
+    by_group = any("row" in t.seen for t in graph.tensors)  # no query heads but in rows
     names = [t.name for t in graph.tensors]
     if len(set(names)) != len(names):
         raise VerifyError(f"two tensors share a name: {', '.join(sorted(names))}")
     for t in graph.tensors:
         if not t.name.isidentifier() or not t.name.isascii():
             raise VerifyError(f"tensor name {t.name!r} is no identifier")
-        if set(t.axes) - set(AXES) or len(set(t.axes)) != len(t.axes):
-            raise VerifyError(f"tensor {t.name}: axes {list(t.axes)} are not of {', '.join(AXES)}")
+        if set(t.seen) - set(AXES) or any(len(set(x)) != len(x) for x in (t.seen, t.axes)):
+            raise VerifyError(f"tensor {t.name}: axes {list(t.seen)} are not of {', '.join(AXES)}")
         if t.dtype not in FLOATS:
             raise VerifyError(f"tensor {t.name}: no tensors of {t.dtype}")
         if t.role not in ("input", "output", "workspace"):
@@ -93,7 +95,8 @@ def check_tensors(graph: Graph) -> None:
                               "tensors")
         if t.begin and "b" in t.axes:
             raise VerifyError(f"packed tensor {t.name} has an axis b")
-        if "g" in t.axes:
+        check_places(graph, t)
+        if "g" in t.axes and not by_group:
             if t.by_head is None or len(t.by_head) != sizes["heads"]:
                 raise VerifyError(f"tensor {t.name} has axis g but no map of its "
                                   f"{sizes['heads']} heads")
@@ -101,7 +104,7 @@ def check_tensors(graph: Graph) -> None:
                 raise VerifyError(f"tensor {t.name}: its head map {t.by_head} leaves the "
                                   f"{sizes['groups']} groups")
         elif t.by_head is not None:
-            raise VerifyError(f"tensor {t.name} maps heads without an axis g")
+            raise VerifyError(f"tensor {t.name} maps heads without an axis g, or where rows do")
     for kernel in graph.kernels:
         for name in (kernel.inputs if isinstance(kernel, Region) else
                      [t.name for t in kernel.tensors]):
@@ -111,6 +114,22 @@ def check_tensors(graph: Graph) -> None:
         writers = net.in_degree(t.name)
         if writers != (0 if t.role == "input" else 1):
             raise VerifyError(f"tensor {t.name} ({t.role}) is written by {writers} kernels")
+
+
+def check_places(graph: Graph, t: Tensor) -> None:
+    """Every stored axis is one that is seen or has a place, an index computed from those."""
+    placed = dict(t.place)
+    if set(t.axes) - set(t.seen) - set(placed) or set(placed) - set(t.axes) or t.begin and placed:
+        raise VerifyError(f"tensor {t.name} is stored as {list(t.axes)} and seen as "
+                          f"{list(t.seen)}, with places for {sorted(placed)}")
+    for axis, n in t.place:
+        stray = set(n.axes) - set(t.seen)
+        if stray or n.dtype not in ("int32", "int64") or any(
+                OPS[m.op].group not in ("scalar", "leaf") for m in walk(n)):
+            raise VerifyError(f"tensor {t.name}: {n!r} is no index along {axis}")
+        for m in walk(n):
+            if m.op == "gather":
+                check_gather(graph.tables, m)
 
 
 def check_tables(graph: Graph) -> None:
@@ -132,8 +151,8 @@ def check_region(graph: Graph, region: Region) -> None:
         check_node(graph, node)
     for t, node in region.outputs:
         graph.tensor(t.name)
-        if set(node.axes) - set(t.axes):
-            raise VerifyError(f"output {t.name}{list(t.axes)} cannot hold {list(node.axes)}")
+        if set(node.axes) - set(t.seen):
+            raise VerifyError(f"output {t.name}{list(t.seen)} cannot hold {list(node.axes)}")
 
 
 def check_node(graph: Graph, node: Node) -> None:
@@ -153,9 +172,9 @@ def check_node(graph: Graph, node: Node) -> None:
         raise VerifyError(f"a {node.attr('kind')} reduction after fusion ({node.origin})")
     if node.op == "input":
         t = graph.tensor(node.attr("name"))
-        if set(t.axes) != set(node.axes) or t.dtype != node.dtype:
+        if set(t.seen) != set(node.axes) or t.dtype != node.dtype:
             raise VerifyError(f"input {t.name} is {node.dtype}{list(node.axes)}, the tensor is "
-                              f"{t.dtype}{list(t.axes)}")
+                              f"{t.dtype}{list(t.seen)}")
     if "over" in dict(node.attrs):
         over = node.attr("over")
         if over in node.axes or not any(over in a.axes for a in node.args):

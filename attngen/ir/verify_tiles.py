@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import VerifyError
 from .bounds import EXTENTS
+from .evaluated import evaluated, gathered
 from .graph import Graph
 from .node import Node, walk
 from .ops import OPS, PROOF_OPS
@@ -24,8 +25,6 @@ from .stmt import (
     Stmt,
     Store,
     Wait,
-    expressions,
-    gathered,
     reads,
     statements,
     tile_axes,
@@ -84,10 +83,13 @@ def check_schedule(kernel: Kernel) -> None:
 
 
 def check_grid(kernel: Kernel) -> None:
-    """One tile of the kept axis, one head, one batch entry per block."""
+    """One tile of the kept axis, one head, one batch entry per block; of keys all or one part."""
     found = [(g.axis, g.tile) for g in kernel.grid]
-    if found != [(kernel.keep, kernel.schedule.block_m), ("h", 1), ("b", 1)] \
-            or {kernel.keep, kernel.loop} != set(EXTENTS):
+    head = "g" if kernel.keep == "row" else "h"
+    expected = [(kernel.keep, kernel.schedule.block_m), (head, 1), ("b", 1)]
+    axes = (kernel.keep, kernel.loop)
+    if found not in (expected, [*expected, ("split", 1)]) or kernel.serial and kernel.split \
+            or axes not in (("i", "j"), ("j", "i"), ("row", "j"), ("i", "split"), ("row", "split")):
         raise VerifyError(f"kernel {kernel.name}: grid {found}, keep {kernel.keep}, "
                           f"loop {kernel.loop}, block_m {kernel.schedule.block_m}")
 
@@ -110,7 +112,7 @@ def check_tensor_uses(graph: Graph, kernel: Kernel) -> None:
 def check_tables(graph: Graph, kernel: Kernel) -> None:
     """The kernel's captured tensors are those its expressions read, each read as it may be, and
     the summaries of those they ask about."""
-    exprs = list(expressions(kernel.body))
+    exprs = evaluated(kernel)
     for n in walk(*exprs):
         if n.op == "gather":
             check_gather(kernel.tables, n)
@@ -150,12 +152,13 @@ def check_gather(tables: tuple[Table, ...], n: Node) -> None:
 def check_params(kernel: Kernel) -> None:
     """Exactly the run-time numbers the expressions use, the two lengths, and where packed tensors
     begin."""
-    named = [n for n in walk(*expressions(kernel.body)) if n.op == "param"]
+    named = [n for n in walk(*evaluated(kernel)) if n.op == "param"]
     used = {n.attr("name"): "b" in n.axes for n in named}
-    if stray := [n for n in EXTENTS.values() if used.get(n, kernel.packed) != kernel.packed]:
+    lengths = [EXTENTS[axis] for axis in (kernel.keep, kernel.loop)]
+    if stray := [n for n in lengths if used.get(n, kernel.packed) != kernel.packed]:
         raise VerifyError(f"kernel {kernel.name}: {stray[0]} differs per batch entry where tensors "
                           "are packed, and there only")
-    used.update(dict.fromkeys(EXTENTS.values(), kernel.packed))
+    used.update(dict.fromkeys(lengths, kernel.packed))
     used.update((t.begin, True) for t in kernel.tensors if t.begin)
     have = {p.name: p.per_batch for p in kernel.params}
     if used != have or len(have) != len(kernel.params):
@@ -231,7 +234,7 @@ def check_statement(kernel: Kernel, stmt: Stmt) -> None:
         raise VerifyError(f"{type(stmt).__name__} before placement")
     match stmt:
         case Load(dst=d, tensor=t) | Issue(dst=d, tensor=t) | Store(tensor=t, src=d):
-            axes = [a for a in kernel.tensor(t).axes if a not in "bhg"]
+            axes = [a for a in kernel.tensor(t).seen if a not in ("b", "h", "g", "split")]
             if sorted(axes) != sorted(kernel.value(d).axes):
                 raise VerifyError(f"{type(stmt).__name__} {d}: tile axes "
                                   f"{kernel.value(d).axes}, tensor axes {kernel.tensor(t).axes}")

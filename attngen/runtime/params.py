@@ -14,9 +14,6 @@ from .plan import SIZE_OF, KernelPlan, TensorArg, struct_format
 if TYPE_CHECKING:
     from .launch import Buffer
 
-_SIZES = tuple(SIZE_OF.values())
-
-
 class Packer:
     """Packs one kernel's ``Params``. Fields are found by name among tensors (``q``,
     ``q_stride_b``), parameters (``q_offset``, ``q_offset_ptr``) and sizes (``batch``).
@@ -31,10 +28,11 @@ class Packer:
         self.size = self._struct.size
         used = [t for t in tensors if t.name in kernel.tensors]
         # A size given as a parameter is still a size; null is the default of every pointer.
-        params = [p for p in kernel.params if p.name not in _SIZES]
+        params = [p for p in kernel.params if p.name not in SIZE_OF.values()]
         self._nulls = {f"{p.name}_ptr": 0 for p in kernel.params if p.per_batch}
         names = (*(p.name for p in params), *self._nulls)
-        row = [*_SIZES, *names, *chain.from_iterable(
+        sizes = tuple(n for n in SIZE_OF.values() if n in {f.name for f in kernel.fields})
+        row = [*sizes, *names, *chain.from_iterable(
             (t.name, *(f"{t.name}_stride_{axis}" for axis in t.axes),
              *(f"{t.name}_size_{axis}" for axis in t.axes if t.role == "table")) for t in used)]
         unknown = [f.name for f in kernel.fields if f.name not in row]
@@ -43,7 +41,7 @@ class Packer:
                               numbers=", ".join(unknown),
                               remedy="Each field of Params is a tensor, one of its strides, a "
                                      "parameter or a size.")
-        self._pick_sizes = _picker(_SIZES)
+        self._pick_sizes = _picker(sizes)
         self._pick_params = _picker(names)
         self._pick_buffers = _picker([t.name for t in used])
         self._width = len(row)

@@ -5,8 +5,9 @@ so a process that finds its plan there never loads the compiler. A ``Plan`` name
 problem and the kernels to run on them, in order; a ``KernelPlan`` holds one kernel's text and the C
 struct ``Params`` through which it is called.
 
-Axes are letters: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``j`` keys,
-``d`` head_dim, ``e`` head_dim_v. Extents known only at the call carry the names of ``SIZE_OF``.
+Axes: ``b`` batch, ``h`` query heads, ``g`` key/value heads, ``i`` queries, ``row`` queries of all
+heads of a group, ``j`` keys, ``split`` parts of them, ``d`` head_dim, ``e`` head_dim_v. Extents
+known only at the call carry the names of ``SIZE_OF``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ Role = Literal["input", "output", "workspace", "table"]
 Ctype = Literal["pointer", "int64", "int32", "float32", "float64"]
 Language = Literal["cuda", "cpp"]
 
-SCHEMA = 4
+SCHEMA = 5
 
 SIZE_OF: dict[str, str] = {
-    "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k",
-    "d": "head_dim", "e": "head_dim_v",
+    "b": "batch", "h": "heads", "g": "groups", "i": "seqlen_q", "j": "seqlen_k", "row": "rows",
+    "split": "num_splits", "d": "head_dim", "e": "head_dim_v",
 }
 ITEMSIZE: dict[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
@@ -64,16 +65,19 @@ class Field(NamedTuple):
 
 
 class GridDim(NamedTuple):
-    """Blocks along one grid axis: ceil(extent / tile). ``axis_extent`` is the name of a run-time
-    size (``"seqlen_q"``) or a constant."""
+    """Blocks along one grid axis: ceil(extent / tile), times as many as the size ``each`` says if
+    that is not empty. ``axis_extent`` is the name of a run-time size (``"seqlen_q"``) or a
+    constant."""
 
     axis_extent: str | int
     tile: int = 1
+    each: str = ""
 
     def blocks(self, sizes: Mapping[str, int]) -> int:
         """The number of blocks for these run-time sizes, 0 when the extent is 0."""
         extent = self.axis_extent
-        return -(-(sizes[extent] if isinstance(extent, str) else extent) // self.tile)
+        blocks = -(-(sizes[extent] if isinstance(extent, str) else extent) // self.tile)
+        return blocks * sizes[self.each] if self.each else blocks
 
 
 ONE = GridDim(1, 1)

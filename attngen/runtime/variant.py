@@ -20,12 +20,16 @@ _NOTHING = Captured()
 
 class Kind(NamedTuple):
     """Which kernels of a spec: for tensors of ``dtype``, whose rows can be read 16 bytes at a time
-    (``vectorized``), with sequences lying end to end (``packed``), with ``dropout``."""
+    (``vectorized``), with sequences lying end to end (``packed``), with ``dropout``. ``rows``: for
+    few queries, tiles have so many rows, of all heads that share keys (0: for many queries).
+    ``split``: the keys are cut into parts, which run side by side."""
 
     dtype: str
     vectorized: bool = True
     packed: bool = False
     dropout: bool = False
+    rows: int = 0
+    split: bool = False
 
 
 class Problem(NamedTuple):
@@ -33,7 +37,7 @@ class Problem(NamedTuple):
     lengths are the longest. ``params`` holds q_offset, kv_offset and kv_len, or their ``_ptr``,
     where sequences begin and end (``packed.Packing.numbers``), and captured numbers; ``tables``
     are the captured tensors. ``packing`` and ``where`` hold the tensors whose addresses are among
-    the numbers."""
+    the numbers. The keys are cut into ``num_splits`` parts."""
 
     batch: int
     seqlen_q: int
@@ -42,6 +46,7 @@ class Problem(NamedTuple):
     tables: dict[str, Tensor]
     packing: Packing | None
     where: Positions
+    num_splits: int = 1
 
     def queries(self, first: int, count: int) -> Problem:
         """That of some of the queries alone."""
@@ -52,7 +57,8 @@ class Problem(NamedTuple):
         """By the names of ``plan.SIZE_OF``."""
         heads, groups, head_dim, head_dim_v = fixed
         return {"batch": self.batch, "heads": heads, "groups": groups, "seqlen_q": self.seqlen_q,
-                "seqlen_k": self.seqlen_k, "head_dim": head_dim, "head_dim_v": head_dim_v}
+                "seqlen_k": self.seqlen_k, "head_dim": head_dim, "head_dim_v": head_dim_v,
+                "rows": self.seqlen_q * (heads // groups), "num_splits": self.num_splits}
 
     def work(self, fixed: Heads) -> int:
         """Multiply-adds of the forward pass, were everything visible."""

@@ -117,7 +117,8 @@ class Body:
             last = Code(f"min_i32({axis}_first + {TILE[axis]}, {context.size(axis)}) - 1")
         partial = any(isinstance(v, out.Elements) and v.guard for v in body)
         return out.LoopView(
-            (), axis=Code(axis), tile=TILE[axis], begin=c_name(stmt.begin), end=c_name(stmt.end),
+            (), axis=Code(axis), counter=Code(axis if context.kernel.serial else f"{axis}_tile"),
+            tile=TILE[axis], begin=c_name(stmt.begin), end=c_name(stmt.end),
             full_begin=c_name(stmt.full_begin), full_end=c_name(stmt.full_end), partial=partial,
             asked=stmt.full is not None,
             upcoming=visited(self.kernel, stmt, "tile"), visits=visited(self.kernel, stmt, "visit"),

@@ -20,13 +20,13 @@ from .expressions import c_number, c_type, print_expression
 from .geometry import SIZE
 from .names import c_name
 from .statements import StatementView
-from .storage import offset
+from .storage import offset, place
 
 ELEMENT = {"bfloat16": "bf16_t", "float16": "f16_t", "float32": "float", "float64": "double",
            "int32": "int"}
 # Extent of a local array along an axis.
-EXTENT = {"i": Code("BLOCK_M"), "j": Code("BLOCK_N"), "d": Code("HEAD_DIM"),
-          "e": Code("HEAD_DIM_V")}
+EXTENT = {"i": Code("BLOCK_M"), "row": Code("BLOCK_M"), "j": Code("BLOCK_N"),
+          "d": Code("HEAD_DIM"), "e": Code("HEAD_DIM_V"), "split": Code("1")}
 
 # Names this skeleton uses itself, besides those that names.py reserves for every target.
 _TAKEN = frozenset("""
@@ -212,10 +212,18 @@ class Body:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _place(self, tensor: Tensor, v: ir.Value) -> tuple[Code, Code]:
-        """Address of the tile ``v`` in its tensor, and the stride from row to row."""
-        at = offset(tensor, {a: f"{a}_first" for a in v.axes if a not in "de"})
-        start = Code(local_name(tensor.name) + (f" + {at}" if at else ""))
+    def _place(self, tensor: Tensor, v: ir.Value) -> tuple[Code, Code | None]:
+        """Address of the tile ``v`` in its tensor, and the stride from row to row. Where rows are
+        not evenly spaced, a function from the row in the tile to its address, and no stride."""
+        walked = {"split": "split"} if self.kernel.serial and "split" in tensor.axes else {}
+        name = local_name(tensor.name)
+        if tensor.place:
+            placed = place(tensor, lambda n: print_expression(n, lambda x: self._leaf(x, set())))
+            at, row = offset(tensor, {**walked, v.axes[0]: v.axes[0], **placed}), v.axes[0]
+            return Code(f"[&](int r) {{ const int {row} = {row}_first + r; return {name} + {at}; }}"
+                        ), None
+        at = offset(tensor, {**{a: f"{a}_first" for a in v.axes if a not in "de"}, **walked})
+        start = Code(name + (f" + {at}" if at else ""))
         stride = stride_name(tensor, v.axes[0]) if len(v.axes) > 1 else ""
         return start, Code(f"params.{stride}" if stride else "1")
 
@@ -251,7 +259,10 @@ class Body:
         if b.space == "view":
             loads = [s for s in ir.statements(self.kernel.body)
                      if isinstance(s, ir.Load) and s.dst == b.name]
-            start, row = local_name(b.name), self._place(self.kernel.tensor(loads[0].tensor), b)[1]
+            start = local_name(b.name)
+            _, stride = self._place(self.kernel.tensor(loads[0].tensor), b)
+            assert stride is not None
+            row = stride
         elif b.space == "rows":
             start, row = Code(f"{local_name(b.name)}[0]"), self.pitch(b)
         else:
@@ -278,7 +289,7 @@ class Body:
         visible, full = (n if n is None else condition(n, axis, lambda x: self._leaf(x, set()))
                          for n in (stmt.visible, stmt.full))
         return out.LoopView(
-            (), axis=Code(axis), tile=EXTENT[axis], size=self.size(axis),
+            (), axis=Code(axis), serial=self.kernel.serial, tile=EXTENT[axis], size=self.size(axis),
             begin=local_name(stmt.begin), end=local_name(stmt.end),
             full_begin=local_name(stmt.full_begin), full_end=local_name(stmt.full_end),
             partial=any(isinstance(v, out.Lines) and v.guard for v in body),

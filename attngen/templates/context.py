@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from ..errors import VerifyError
 from ..ir import stmt as ir
 from ..ir.node import Node
+from ..ir.tensor import Tensor
 from .code import Code
 from .expressions import print_expression
 from .geometry import SIZE, Geometry
 from .lifetimes import stored_last
 from .names import c_name
 from .statements import Line, Nest
-from .storage import LaneOffset, SharedTile, TensorView, lane_offset, shared_tile
+from .storage import LaneOffset, SharedTile, TensorView, lane_offset, place, shared_tile
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ class Context:
                                   Code("")))
         self.used.add(tensor)
         return (*lines, self.tensors[tensor].declaration)
+
+    def position(self, tensor: Tensor, axes: tuple[str, ...]) -> dict[str, str]:
+        """Of an element whose indices along ``axes`` are called as these are."""
+        walked = ("split",) if self.kernel.serial and "split" in tensor.axes else ()
+        placed = place(tensor, lambda n: self.expression(n, set()))
+        return {**{a: a for a in (*axes, *walked)}, **placed}
 
     # -- a thread's share ----------------------------------------------------------------------
 

@@ -33,12 +33,20 @@ def issue(context: Context, stmt: ir.Issue, scope: Scope) -> out.IssueView:
             bracketed = f"({number})" if " " in number else number
             local = (Code(f"const int {name} = {bracketed} * {TILE[loop.axis]};"),)
     rows, cols = value.axes
-    at = offset(tensor, position)
+    at = offset(tensor, {} if tensor.place else position)
+    row_at = None
+    if tensor.place:
+        place = offset(tensor, context.position(tensor, (rows,)))
+        row_at = Code(f"{c_name(tensor.name)} + {place}")
+        context.used.add("issue_rows")
+    else:
+        context.used.add("issue_tile")
     return out.IssueView(
         (), guard=guard, locals=local, tile=tile.type, to=context.base(stmt.dst, scope, ahead),
         source=Code(f"{tile.name}_from" + (f" + {at}" if at else "")),
         stride=Code(f"params.{c_name(tensor.name)}_stride_{rows}"),
-        rows=_left(context, rows, position), cols=_left(context, cols, position))
+        rows=_left(context, rows, position), cols=_left(context, cols, position), row_at=row_at,
+        row=Code(rows), first=Code(position.get(rows, "0")))
 
 
 def tile_number(loop: ir.Loop, inside: bool, ahead: int) -> Code:

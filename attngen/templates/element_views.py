@@ -37,7 +37,7 @@ def load(context: Context, stmt: ir.Load, scope: Scope) -> out.Elements:
     if value.space not in ("fragment", "row", "column"):
         raise context.fail(f"{value.name}: Load fills registers; a tile in {value.space} "
                            "memory is issued")
-    at = offset(tensor, {a: a for a in value.axes})
+    at = offset(tensor, context.position(tensor, value.axes))
     text = f"to_float(load_global({c_name(tensor.name)} + {at}))"
     if checks := context.outside(value.axes):
         text = f"{' && '.join(checks)} ? {text} : 0.0f"
@@ -50,7 +50,7 @@ def store(context: Context, stmt: ir.Store, scope: Scope) -> out.Elements | out.
     value, tensor = context.kernel.value(stmt.src), context.kernel.tensor(stmt.tensor)
     if value.space == "fragment" and _whole_chunks(context, value, tensor):
         return _store_rows(context, value, tensor)
-    at = offset(tensor, {a: a for a in value.axes})
+    at = offset(tensor, context.position(tensor, value.axes))
     checks = [f"{a} < {context.stored_size(a, stmt.tensor)}" for a in value.axes
               if context.padded(a)]
     if value.space == "row":  # lanes that share a row agree on its value: one of them stores
@@ -69,7 +69,7 @@ def _whole_chunks(context: Context, value: ir.Value, tensor: Tensor) -> bool:
     rows, cols = context.shape.ordered(value)
     if context.kernel.schedule.vector_bytes != 16 or cols == context.shape.loop:
         return False
-    if tensor.axes[-2:] != (rows, cols):
+    if tensor.seen[-2:] != (rows, cols):
         return False
     half = ITEM_BYTES[tensor.dtype] == 2
     return half if context.shape.engine == "mma" else (
@@ -85,7 +85,7 @@ def _store_rows(context: Context, value: ir.Value, tensor: Tensor) -> out.StoreR
     beyond = context.shape.engine == "mma" and value.shape[-1] % 32 != 0
     return out.StoreRows(
         (), src=c_name(value.name), pointer=c_name(tensor.name),
-        row_offset=offset(tensor, {rows: rows}), row=Code(rows),
+        row_offset=offset(tensor, context.position(tensor, (rows,))), row=Code(rows),
         row_bound=context.stored_size(rows, tensor.name),
         bound=context.size(cols) if context.padded(cols) or beyond else None,
         element=Code(ELEMENT[tensor.dtype]), columns=context.shape.columns(cols),

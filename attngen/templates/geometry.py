@@ -10,11 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import VerifyError
+from ..ir.bounds import EXTENTS
 from ..ir.stmt import Copy, Kernel, Value, statements
 from .code import Code
 
-TILE = {"i": Code("BLOCK_M"), "j": Code("BLOCK_N"), "d": Code("TILE_D"), "e": Code("TILE_E")}
-SIZE = {"i": "seqlen_q", "j": "seqlen_k", "d": "HEAD_DIM", "e": "HEAD_DIM_V"}
+TILE = {"i": Code("BLOCK_M"), "row": Code("BLOCK_M"), "j": Code("BLOCK_N"), "d": Code("TILE_D"),
+        "e": Code("TILE_E"), "split": Code("1")}
+SIZE = {**EXTENTS, "d": "HEAD_DIM", "e": "HEAD_DIM_V"}
+# How the axes of tensors and values are told of.
+AXIS_NOTES = {
+    "b": "batch entry", "h": "query head", "g": "key/value head", "i": "query", "j": "key",
+    "row": "query, of all heads that share keys", "split": "part of the keys",
+    "d": "column of q and k", "e": "column of v and o"}
 
 
 @dataclass(frozen=True)

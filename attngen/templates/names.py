@@ -21,9 +21,9 @@ _KEYWORDS = frozenset("""
 
 # Names of the skeletons: grid and thread position, loop counters, the parameter struct.
 _SKELETON = frozenset("""
-    b h g i j d e r c n t x kk lane warp row0 partial params shared a_part b_part
+    b h g i j d e r c n t x kk lane warp row row0 split partial params shared a_part b_part
     """.split())
-_NUMBERED = re.compile(r"[ij]_(first|last|from|visible|full|tile\d?|visit\d)|(slot|x)\d+")
+_NUMBERED = re.compile(r"([ij]|row)_(first|last|from|visible|full|tile\d?|visit\d)|(slot|x)\d+")
 
 
 def c_name(name: str) -> Code:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import VerifyError
-from ..ir.stmt import Kernel, calls
+from ..ir.evaluated import calls
+from ..ir.stmt import Kernel
 from .abi import Pairs, params_fields
 from .block_order import block_order
 from .device import device_text
@@ -18,12 +19,13 @@ from .view import view_cuda
 class RenderedKernel:
     """Source text and how to launch it. ``fields`` are the members of ``Params`` as (name, type),
     type one of "pointer", "int64", "int32", "float32". ``grid`` gives, for x, y and z, the name of
-    the extent and the tile that covers it. ``shared_bytes`` is dynamic shared memory."""
+    the extent, the tile that covers it, and the size that says how many blocks are counted for
+    each tile ("": one). ``shared_bytes`` is dynamic shared memory."""
 
     entry: str
     text: str
     fields: Pairs
-    grid: tuple[tuple[str, int], tuple[str, int], tuple[str, int]]
+    grid: tuple[tuple[str, int, str], ...]
     threads: int
     shared_bytes: int
 
@@ -43,12 +45,19 @@ def render_cuda(kernel: Kernel, target: str) -> RenderedKernel:
                           "place it for mma or simt first")
     view = view_cuda(kernel, target)
     text = device_text(_files(kernel)) + "\n" + render_template("cuda/kernel.cu.jinja", k=view)
-    tile = {g.axis: g.tile for g in kernel.grid}
-    if set(tile) != {kernel.keep, "h", "b"}:
-        raise VerifyError(f"{kernel.name}: the grid of a CUDA kernel is {kernel.keep}, h and b")
-    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in block_order(kernel).axes)
-    return RenderedKernel(view.entry, text, params_fields(kernel), (x, y, z),
+    return RenderedKernel(view.entry, text, params_fields(kernel),
+                          launch_grid(kernel, block_order(kernel).axes),
                           32 * kernel.schedule.warps, kernel.shared_bytes)
+
+
+def launch_grid(kernel: Kernel, axes: tuple[str, str, str]) -> tuple[tuple[str, int, str], ...]:
+    """The grid for blocks that count ``axes``, and parts of the keys with the kept one. Raises
+    VerifyError for another grid."""
+    tile = {g.axis: g.tile for g in kernel.grid}
+    if set(tile) - {"split"} != {*axes}:
+        raise VerifyError(f"{kernel.name}: the grid of a kernel is {', '.join(axes)}")
+    return tuple((_EXTENT[a], tile[a], "num_splits" if kernel.split and a == kernel.keep else "")
+                 for a in axes)
 
 
 def _files(kernel: Kernel) -> tuple[str, ...]:

@@ -6,16 +6,15 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import VerifyError
-from ..ir.stmt import Kernel, calls
+from ..ir.evaluated import calls
+from ..ir.stmt import Kernel
 from .device import BEGIN, END
 from .environment import render_template
-from .geometry import SIZE
-from .render import RenderedKernel
+from .render import RenderedKernel, launch_grid
 from .view_cpu import cpu_fields, view_cpu
 
 # Files of the device layer, each may use those before it.
 _LAYER = ("types", "math", "tiles", "matrix")
-_EXTENT = {"b": "batch", "h": "heads", **SIZE}
 
 
 def render_cpu(kernel: Kernel) -> RenderedKernel:
@@ -29,15 +28,12 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
     if kernel.stage != "placed" or kernel.schedule.engine != "cpu":
         raise VerifyError(f"{kernel.name} is {kernel.stage} for engine {kernel.schedule.engine}: "
                           "place it for cpu first")
-    tile = {g.axis: g.tile for g in kernel.grid}
-    if set(tile) != {kernel.keep, "h", "b"} or tile["h"] != 1 or tile["b"] != 1:
-        raise VerifyError(f"{kernel.name}: the grid of a CPU kernel is {kernel.keep}, h and b")
     view = view_cpu(kernel)
     files = ["table"] if kernel.tables else []
     layer = device_layer((*files, *(["philox"] if calls(kernel, "uniform") else ())))
     text = layer + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
-    x, y, z = ((_EXTENT[axis], tile[axis]) for axis in (kernel.keep, "h", "b"))
-    return RenderedKernel(view.entry, text, cpu_fields(kernel), (x, y, z), 1, 0)
+    grid = launch_grid(kernel, (kernel.keep, kernel.head, "b"))
+    return RenderedKernel(view.entry, text, cpu_fields(kernel), grid, 1, 0)
 
 
 @cache

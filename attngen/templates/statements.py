@@ -140,7 +140,9 @@ class StoreRows(StatementView):
 
 @dataclass(frozen=True)
 class IssueView(StatementView):
-    """Copy a tile into shared memory if ``guard`` holds. ``locals`` come first."""
+    """Copy a tile into shared memory if ``guard`` holds. ``locals`` come first. The share of a
+    thread begins at ``source``; where rows are not evenly spaced ``row_at`` is the address of the
+    row called ``row``, and the tile's first is ``first``."""
 
     kind: ClassVar[str] = "issue"
     guard: Code | None
@@ -151,6 +153,9 @@ class IssueView(StatementView):
     stride: Code
     rows: Code
     cols: Code
+    row_at: Code | None = None
+    row: Code = Code("")
+    first: Code = Code("0")
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ class LoopView(StatementView):
 
     kind: ClassVar[str] = "loop"
     axis: Code
+    counter: Code
     tile: Code
     begin: Code
     end: Code

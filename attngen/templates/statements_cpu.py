@@ -34,7 +34,7 @@ class LoadView(StatementView):
     dst: Code
     pointer: Code
     source: Code
-    stride: Code
+    stride: Code | None
     rows: Code
     columns: Code
 
@@ -46,7 +46,7 @@ class StoreView(StatementView):
     kind: ClassVar[str] = "store"
     way: str
     target: Code
-    stride: Code
+    stride: Code | None
     src: Code
     rows: Code
     columns: Code
@@ -76,6 +76,7 @@ class LoopView(StatementView):
 
     kind: ClassVar[str] = "loop"
     axis: Code
+    serial: bool
     tile: Code
     size: Code
     begin: Code

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import VerifyError
-from ..ir.bounds import EXTENTS
+from ..ir.bounds import SEQUENCES
+from ..ir.node import Node
 from ..ir.stmt import Kernel, Value
 from ..ir.tensor import Table, Tensor
 from .abi import stride_name
@@ -102,26 +104,28 @@ class TensorView:
     declaration: Line
 
 
-def tensor_view(tensor: Tensor, head: str, again: bool) -> TensorView:
-    """``head`` is the name of the block's position along ``g`` for this tensor; ``again`` as for
-    ``block_start``."""
+def tensor_view(tensor: Tensor, head: str, again: bool, serial: bool) -> TensorView:
+    """``head`` is the name of the block's position along ``g`` for this tensor; ``again`` and
+    ``serial`` as for ``block_start``."""
     name, element = c_name(tensor.name), ELEMENT[tensor.dtype]
     pointer = Code(f"const {element}*" if tensor.role == "input" else f"{element}*")
-    within = " ".join(a for a in tensor.axes if a not in "bhg")
-    start = block_start(tensor, head, again)
+    fixed = ("b", "h", "g") if serial else ("b", "h", "g", "split")
+    within = " ".join(a for a in tensor.axes if a not in fixed)
+    start = block_start(tensor, head, again, serial)
     return TensorView(name, pointer, Line(Code(f"{pointer} {name} = {start};"),
                                           comment(f"[{within}]")))
 
 
-def block_start(tensor: Tensor, head: str, again: bool = False) -> Code:
-    """Where the rows of this block's batch entry and head begin; ``again``: in a packed tensor
-    the beginning is read from memory here."""
-    index = {"b": "b", "h": "h", "g": head}
-    position = {a: index[a] for a in tensor.axes if a in index}
+def block_start(tensor: Tensor, head: str, again: bool = False, serial: bool = False) -> Code:
+    """Where the rows of this block's batch entry, head and part begin; ``again``: in a packed
+    tensor the beginning is read from memory here; ``serial``: the kernel walks the parts."""
+    index = {"b": "b", "h": "h", "g": head, **({} if serial else {"split": "split"})}
+    placed = dict(tensor.place)
+    position = {a: index[a] for a in tensor.axes if a in index and a not in placed}
     if tensor.begin:
         begin = c_name(tensor.begin)
         at = f"load_global(params.{begin}_ptr + b)" if again else begin
-        position |= {a: at for a in tensor.axes if a in EXTENTS}
+        position |= {a: at for a in tensor.axes if a in SEQUENCES}
     at = offset(tensor, position)
     return Code(f"params.{c_name(tensor.name)}" + (f" + {at}" if at else ""))
 
@@ -140,14 +144,21 @@ def copy_source(tile: SharedTile, tensor: Tensor, row_axis: str) -> Line:
 
 
 def offset(tensor: Tensor, position: dict[str, str]) -> Code:
-    """Elements to ``position`` (axis -> index expression) of ``tensor``."""
+    """Elements to ``position`` (axis -> index expression) of ``tensor``. Axes that have a place
+    are given as such, by ``place``."""
     terms = []
     for axis in tensor.axes:
-        if axis in position and position[axis] != "0":
+        index = position.get(axis, "0")
+        if index != "0":
             unit = axis == tensor.axes[-1]
-            terms.append(position[axis] if unit else
-                         f"{position[axis]} * params.{stride_name(tensor, axis)}")
+            terms.append(index if unit else f"{index} * params.{stride_name(tensor, axis)}")
     return Code(" + ".join(terms))
+
+
+def place(tensor: Tensor, expression: Callable[[Node], str]) -> dict[str, str]:
+    """The indices along stored axes that have a place, ``expression`` giving C text whose
+    variables are called as the axes are."""
+    return {axis: f"({expression(n)})" for axis, n in tensor.place}
 
 
 def by_head_divisor(heads: tuple[int, ...]) -> int | None:

@@ -11,7 +11,7 @@ from .body import Body
 from .code import Code, comment
 from .context import Context
 from .expressions import c_type
-from .geometry import SIZE, TILE, Columns, Geometry, geometry
+from .geometry import AXIS_NOTES, SIZE, TILE, Columns, Geometry, geometry
 from .lifetimes import stored_last
 from .names import c_name, entry_name
 from .statements import Line, StatementView
@@ -87,7 +87,9 @@ class KernelView:
     keep_size: Code
     keep_last: bool
     block_b: Code
-    block_h: Code
+    head: Code
+    block_head: Code
+    block_split: Code | None
     block_keep: Code
     reversed_blocks: bool
     idle: Code | None
@@ -125,7 +127,8 @@ def view_cuda(kernel: Kernel, target: str) -> KernelView:
                       if name not in context.late),
         sources=tuple(copy_source(context.tiles[dst], kernel.tensor(name),
                                   kernel.value(dst).axes[0])
-                      for dst, name in context.copies.items()),
+                      for dst, name in context.copies.items()
+                      if not kernel.tensor(name).place),
         params=_params(kernel, context.used),
         tables=tables,
         heads=heads,
@@ -134,7 +137,9 @@ def view_cuda(kernel: Kernel, target: str) -> KernelView:
         keep_size=keep_size,
         keep_last=f"{shape.keep}_last" in context.used,
         block_b=order.number("b"),
-        block_h=order.number("h"),
+        head=Code(kernel.head),
+        block_head=order.number(kernel.head),
+        block_split=order.number("split") if kernel.split else None,
         block_keep=order.number(shape.keep),
         reversed_blocks=order.reversed,
         idle=_idle(kernel, keep_size, order.reversed),
@@ -178,7 +183,7 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...],
     late = stored_last(kernel)
     lines, tables, views = [], [], {}
     for tensor in kernel.tensors:
-        if "g" in tensor.axes and tensor.by_head not in names:
+        if tensor.by_head and tensor.by_head not in names:
             name = "g" if not names else f"g{len(names)}"
             names[tensor.by_head] = name
             divisor = by_head_divisor(tensor.by_head) if tensor.by_head else 1
@@ -190,8 +195,8 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...],
                 text = f"const int {name} = h / {divisor};" if divisor > 1 else (
                     f"const int {name} = h;")
             lines.append(Line(Code(text), comment("key/value head of query head h")))
-        views[tensor.name] = tensor_view(tensor, names.get(tensor.by_head, "h"),
-                                         tensor.name in late)
+        views[tensor.name] = tensor_view(tensor, names.get(tensor.by_head, kernel.head),
+                                         tensor.name in late, kernel.serial)
     return tuple(lines), tuple(tables), views
 
 
@@ -278,8 +283,6 @@ def _summary(kernel: Kernel, target: str) -> tuple[Code, ...]:
     return tuple(comment(line) for line in lines)
 
 
-_AXES = {"b": "batch entry", "h": "query head", "g": "key/value head", "i": "query", "j": "key",
-         "d": "column of q and k", "e": "column of v and o"}
 _SPACES = {"scalar": "one per block", "row": "one per row", "column": "one per column",
            "fragment": "in registers", "operand": "in registers, ready to multiply",
            "shared": "in shared memory"}
@@ -288,7 +291,7 @@ _SPACES = {"scalar": "one per block", "row": "one per row", "column": "one per c
 def _notation(kernel: Kernel) -> tuple[Line, ...]:
     axes = dict.fromkeys(a for t in kernel.tensors for a in t.axes)
     axes.update(dict.fromkeys(a for v in kernel.values for a in v.axes))
-    lines = [Line(Code(a), Code(_AXES[a])) for a in _AXES if a in axes]
+    lines = [Line(Code(a), comment(AXIS_NOTES[a])) for a in AXIS_NOTES if a in axes]
     lines += [Line(c_name(v.name), _value_note(v)) for v in kernel.values]
     return tuple(lines)
 

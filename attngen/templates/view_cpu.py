@@ -13,7 +13,7 @@ from .abi import Pairs, params_fields
 from .body_cpu import ELEMENT, EXTENT, Body, local_name
 from .code import Code, comment
 from .expressions import c_type
-from .geometry import SIZE
+from .geometry import AXIS_NOTES, SIZE
 from .names import c_name, entry_name
 from .statements import StatementView
 from .storage import begins, block_start, by_head_divisor, table_field
@@ -43,9 +43,13 @@ class KernelView:
     keep: Code
     keep_tile: Code
     keep_size: Code
+    keep_field: Code
     keep_what: Code
     keep_last: bool
     longest_first: bool
+    head: Code
+    head_count: Code
+    split: bool
     packed: bool
     work: Code
     body: tuple[StatementView, ...]
@@ -81,9 +85,13 @@ def view_cpu(kernel: Kernel) -> KernelView:
         keep=Code(kernel.keep),
         keep_tile=EXTENT[kernel.keep],
         keep_size=keep_size,
+        keep_field=c_name(SIZE[kernel.keep]),
         keep_what=_PLURAL[kernel.keep],
         keep_last=f"{kernel.keep}_last" in body.used,
-        longest_first=_bounds_move(kernel),
+        longest_first=_bounds_move(kernel) and not kernel.split,
+        head=Code(kernel.head),
+        head_count=_HEADS[kernel.head],
+        split=kernel.split,
         packed=kernel.packed,
         work=_work(kernel),
         body=statement_views,
@@ -91,7 +99,7 @@ def view_cpu(kernel: Kernel) -> KernelView:
 
 
 def _check(kernel: Kernel) -> None:
-    extents = {"i": kernel.schedule.block_m, "j": kernel.schedule.block_n,
+    extents = {kernel.loop: kernel.loop_tile, kernel.keep: kernel.schedule.block_m,
                "d": kernel.size("head_dim"), "e": kernel.size("head_dim_v")}
     for v in kernel.values:
         for axis, extent in zip(v.axes, v.shape, strict=True):
@@ -123,7 +131,9 @@ def _bounds_move(kernel: Kernel) -> bool:
 def _work(kernel: Kernel) -> Code:
     """About how many multiply-adds the whole call does."""
     lengths = [f"params->{c_name(SIZE[a])}" for a in (kernel.keep, kernel.loop)]
-    return Code(f"(double)params->batch * HEADS * {' * '.join(lengths)} * (HEAD_DIM + HEAD_DIM_V)")
+    heads = _HEADS[kernel.head]
+    return Code(f"(double)params->batch * {heads} * {' * '.join(lengths)} * (HEAD_DIM "
+                "+ HEAD_DIM_V)")
 
 
 def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...], tuple[Line, ...]]:
@@ -131,7 +141,7 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...], t
     names: dict[tuple[int, ...] | None, str] = {}
     heads, tables, tensors = [], [], []
     for tensor in kernel.tensors:
-        if "g" in tensor.axes and tensor.by_head not in names:
+        if tensor.by_head and tensor.by_head not in names:
             name = "g" if not names else f"g{len(names)}"
             names[tensor.by_head] = name
             divisor = by_head_divisor(tensor.by_head) if tensor.by_head else 1
@@ -142,15 +152,17 @@ def _tensors(kernel: Kernel) -> tuple[tuple[Line, ...], tuple[HeadTable, ...], t
                 text = f"const int {name} = h / {divisor};" if divisor > 1 else (
                     f"const int {name} = h;")
             heads.append(Line(Code(text), comment("key/value head of query head h")))
-        tensors.append(_tensor(tensor, names.get(tensor.by_head, "h")))
+        tensors.append(_tensor(tensor, names.get(tensor.by_head, kernel.head), kernel.serial))
     return tuple(heads), tuple(tables), tuple(tensors)
 
 
-def _tensor(tensor: Tensor, head: str) -> Line:
+def _tensor(tensor: Tensor, head: str, serial: bool) -> Line:
     pointer = f"const {ELEMENT[tensor.dtype]}*" if tensor.role == "input" else (
         f"{ELEMENT[tensor.dtype]}*")
-    shape = " ".join(f"{a}:{SIZE[a]}" for a in tensor.axes if a in SIZE)
-    return Line(Code(f"{pointer} {local_name(tensor.name)} = {block_start(tensor, head)};"),
+    start = block_start(tensor, head, serial=serial)
+    shape = " ".join(f"{a}:{SIZE[a]}" for a in tensor.axes
+                     if a in SIZE and (a != "split" or serial))
+    return Line(Code(f"{pointer} {local_name(tensor.name)} = {start};"),
                 comment(f"[{shape}]"))
 
 
@@ -208,12 +220,15 @@ def _constants(kernel: Kernel) -> tuple[Constant, ...]:
     schedule, keep = kernel.schedule, kernel.keep
     what = {keep: "rows of a tile, which are the lanes of its vectors",
             kernel.loop: "columns of one step of the loop"}
+    extents = {kernel.loop: schedule.block_n, keep: schedule.block_m}
+    tiles = [Constant(EXTENT[a], extents[a], comment(f"{_PLURAL[a]}: {what[a]}"))
+             for a in ("i", "row", "j") if a in extents]
     return (
-        Constant(EXTENT["i"], schedule.block_m, comment(f"{_PLURAL['i']}: {what['i']}")),
-        Constant(EXTENT["j"], schedule.block_n, comment(f"{_PLURAL['j']}: {what['j']}")),
+        *tiles,
         Constant(EXTENT["d"], kernel.size("head_dim"), comment("columns of q and k")),
         Constant(EXTENT["e"], kernel.size("head_dim_v"), comment("columns of v and o")),
-        Constant(Code("HEADS"), kernel.size("heads"), comment("query heads")),
+        Constant(_HEADS[kernel.head], kernel.size("groups" if kernel.head == "g" else "heads"),
+                 comment("key/value heads" if kernel.head == "g" else "query heads")),
         Constant(Code("LANES"), EXTENT[keep], Code("")),
     )
 
@@ -233,9 +248,8 @@ def _summary(kernel: Kernel) -> tuple[Code, ...]:
         "multiply lanes by single numbers of k and v, which are read in the order they lie in."))
 
 
-_PLURAL = {"i": Code("queries"), "j": Code("keys")}
-_AXES = {"b": "batch entry", "h": "query head", "g": "key/value head", "i": "query", "j": "key",
-         "d": "column of q and k", "e": "column of v and o"}
+_PLURAL = {"i": Code("queries"), "row": Code("rows"), "j": Code("keys")}
+_HEADS = {"h": Code("HEADS"), "g": Code("GROUPS")}
 _SPACES = {"scalar": "a number", "row": "one per row", "column": "one per column",
            "array": "columns of lanes", "rows": "rows, copied", "view": "rows, read in place"}
 
@@ -243,7 +257,7 @@ _SPACES = {"scalar": "a number", "row": "one per row", "column": "one per column
 def _notation(kernel: Kernel) -> tuple[Line, ...]:
     axes = dict.fromkeys(a for t in kernel.tensors for a in t.axes)
     axes.update(dict.fromkeys(a for v in kernel.values for a in v.axes))
-    lines = [Line(Code(a), Code(_AXES[a])) for a in _AXES if a in axes]
+    lines = [Line(Code(a), comment(AXIS_NOTES[a])) for a in AXIS_NOTES if a in axes]
     return tuple(lines + [Line(local_name(v.name), _value_note(v)) for v in kernel.values])
 
 

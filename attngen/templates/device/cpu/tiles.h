@@ -45,16 +45,16 @@ template <class T> INLINE int whole_blocks(int rows) {
     return sizeof(T) == sizeof(float) ? rows / 8 * 8 : 0;
 }
 
-// dst[c][r] = src[r][c] for r < rows, c < columns; lanes from `rows` up to `lanes` become 0.
-template <int LANES, class T, class S>
-INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, int columns,
-                       int lanes) {
+// dst[c][r] = row(r)[c] for r < rows, c < columns; lanes from `rows` up to `lanes` become 0. row(r) is
+// the address of a row.
+template <int LANES, class T, class Row>
+INLINE void load_lanes(T (*dst)[LANES], Row row, int rows, int columns, int lanes) {
     const int whole_rows = whole_blocks<T>(rows), whole_columns = columns / 8 * 8;
     for (int r = 0; r < whole_rows; r += 8)
         for (int c = 0; c < whole_columns; c += 8) {
             alignas(64) T part[8][8];
             for (int n = 0; n < 8; ++n)
-                for (int k = 0; k < 8; ++k) part[n][k] = to_real(src[(r + n) * stride + c + k]);
+                for (int k = 0; k < 8; ++k) part[n][k] = to_real(row(r + n)[c + k]);
             Eight<T> x[8];
 #pragma GCC unroll 8
             for (int n = 0; n < 8; ++n) x[n] = *(const Eight<T>*)part[n];
@@ -64,14 +64,21 @@ INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, 
         }
     for (int r = 0; r < rows; ++r)
         for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-            dst[c][r] = to_real(src[r * stride + c]);
+            dst[c][r] = to_real(row(r)[c]);
     for (int c = 0; c < columns; ++c)
         for (int r = rows; r < lanes; ++r) dst[c][r] = 0;
 }
 
-// dst[r][c] = src[c][r] for r < rows, c < columns.
+// The same for rows that lie `stride` elements apart.
 template <int LANES, class T, class S>
-INLINE void store_lanes(S* dst, int64_t stride, const T (*src)[LANES], int rows, int columns) {
+INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, int columns,
+                       int lanes) {
+    load_lanes(dst, [=](int r) { return src + r * stride; }, rows, columns, lanes);
+}
+
+// row(r)[c] = src[c][r] for r < rows, c < columns.
+template <int LANES, class T, class Row>
+INLINE void store_lanes(Row row, const T (*src)[LANES], int rows, int columns) {
     const int whole_rows = whole_blocks<T>(rows), whole_columns = columns / 8 * 8;
     for (int r = 0; r < whole_rows; r += 8)
         for (int c = 0; c < whole_columns; c += 8) {
@@ -83,11 +90,16 @@ INLINE void store_lanes(S* dst, int64_t stride, const T (*src)[LANES], int rows,
 #pragma GCC unroll 8
             for (int n = 0; n < 8; ++n) *(Eight<T>*)part[n] = x[n];
             for (int n = 0; n < 8; ++n)
-                for (int k = 0; k < 8; ++k) put(dst[(r + n) * stride + c + k], part[n][k]);
+                for (int k = 0; k < 8; ++k) put(row(r + n)[c + k], part[n][k]);
         }
     for (int r = 0; r < rows; ++r)
         for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-            put(dst[r * stride + c], src[c][r]);
+            put(row(r)[c], src[c][r]);
+}
+
+template <int LANES, class T, class S>
+INLINE void store_lanes(S* dst, int64_t stride, const T (*src)[LANES], int rows, int columns) {
+    store_lanes([=](int r) { return dst + r * stride; }, src, rows, columns);
 }
 
 // dst[r][c] = src[r][c] for r < rows, c < columns: a copy in the type arithmetic happens in.
@@ -97,9 +109,13 @@ INLINE void load_rows(T (*dst)[PITCH], const S* src, int64_t stride, int rows, i
         for (int c = 0; c < columns; ++c) dst[r][c] = to_real(src[r * stride + c]);
 }
 
-// One number per lane, or per column, next to each other in memory.
+// One number per lane, or per column: next to each other in memory, or each where row(r) says.
 template <class T, class S> INLINE void load_row(T* dst, const S* src, int rows, int lanes) {
     for (int r = 0; r < rows; ++r) dst[r] = to_real(src[r]);
+    for (int r = rows; r < lanes; ++r) dst[r] = 0;
+}
+template <class T, class Row> INLINE void load_each(T* dst, Row row, int rows, int lanes) {
+    for (int r = 0; r < rows; ++r) dst[r] = to_real(*row(r));
     for (int r = rows; r < lanes; ++r) dst[r] = 0;
 }
 template <class T, class S> INLINE void load_column(T* dst, const S* src, int columns) {
@@ -107,6 +123,9 @@ template <class T, class S> INLINE void load_column(T* dst, const S* src, int co
 }
 template <class T, class S> INLINE void store_row(S* dst, const T* src, int rows) {
     for (int r = 0; r < rows; ++r) put(dst[r], src[r]);
+}
+template <class T, class Row> INLINE void store_each(Row row, const T* src, int rows) {
+    for (int r = 0; r < rows; ++r) put(*row(r), src[r]);
 }
 
 // dst[lane] += sum of src[n][lane] over columns n. The sum of a tile is made apart, from two chains,
