@@ -201,13 +201,9 @@ class Attention:
                 raise ShapeError(f"num_splits is {wanted}", numbers=f"1 ... {MOST_SPLITS}",
                                  remedy="Leave it out: it follows from the shapes.")
             return wanted
-        if rows:
-            blocks = batch * self._fixed.groups * -(-seqlen_q * self._group // rows)
-        elif self.target.family == "cpu":
-            return 1
-        else:
-            blocks = batch * self._fixed.heads * -(-seqlen_q // 64)
-        return splits.num_splits(self.target, blocks, seqlen_k, q)
+        blocks = batch * (self._fixed.groups * -(-seqlen_q * self._group // rows) if rows
+                          else self._fixed.heads * -(-seqlen_q // 128))
+        return splits.num_splits(self.target, blocks, seqlen_k, q, rows > 0)
 
     def backward(self, kind: Key, learned: tuple[str, ...]) -> BackwardVariant:
         """The backward kernels for tensors of a kind, with gradients of ``learned``."""

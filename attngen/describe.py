@@ -122,11 +122,12 @@ class Description:
         ]
 
 
-def lengths(sizes: dict[str, int], batch: int, seqlen_q: int,
-            seqlen_k: int) -> tuple[dict[str, int], dict[str, Any]]:
+def lengths(sizes: dict[str, int], batch: int, seqlen_q: int, seqlen_k: int,
+            num_splits: int = 1) -> tuple[dict[str, int], dict[str, Any]]:
     """Axis lengths and run-time numbers of a call with default positions."""
     extents = {"b": batch, "h": sizes["heads"], "g": sizes["groups"], "i": seqlen_q,
-               "j": seqlen_k, "d": sizes["head_dim"], "e": sizes["head_dim_v"]}
+               "j": seqlen_k, "d": sizes["head_dim"], "e": sizes["head_dim_v"],
+               "row": seqlen_q * (sizes["heads"] // sizes["groups"]), "split": num_splits}
     return extents, {"q_offset": seqlen_k - seqlen_q, "kv_offset": 0, "kv_len": seqlen_k}
 
 

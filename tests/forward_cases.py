@@ -47,6 +47,7 @@ class Case:
     seqlens_k: tuple[int, ...] | None = None
     layout: str = "dense"
     dropout: float = 0.0
+    num_splits: int | None = None
     seed: int = 0
 
     @cached_property
@@ -95,6 +96,8 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
              for name, value in given.items() if value is not None}
     if case.dropout:
         where |= {"dropout_p": case.dropout, "seed": (case.seed << 32) - 7}
+    if case.num_splits is not None:
+        where["num_splits"] = case.num_splits
     return Inputs(q, k, v, where)
 
 
@@ -124,7 +127,7 @@ def complaints(case: Case, data: Inputs, o: Tensor, lse: Tensor | None,
     The rule of ``reference.compare`` against the float64 oracle, for o and lse. Rows that see
     nothing are exactly o = 0, lse = -inf; everything else is finite.
     """
-    where = {"kv_offset": 0} | data.where
+    where = {"kv_offset": 0} | {n: x for n, x in data.where.items() if n != "num_splits"}
     ref_o, ref_lse = reference.attention(case.spec, data.q, data.k, data.v, **where)
     naive_o, naive_lse = reference.naive(case.spec, data.q, data.k, data.v, **where)
     found = []
@@ -197,6 +200,19 @@ NAMED: dict[str, tuple[Case, ...]] = {
                                  (0.9, {"window": (40, 9)}), (1.0, {"causal": True}),
                                  (0.1, {"causal": True, "head_dim": 256}),
                                  (0.3, {"seqlens_k": (0, 131), "head_dim": 40})))),
+    "few queries": tuple(
+        replace(_BASE, causal=True, heads=heads, groups=groups, head_dim=dim, seqlen_q=q,
+                seqlen_k=k, num_splits=n, **where)
+        for heads, groups, dim in ((4, 4, 64), (8, 2, 128), (7, 1, 40), (5, (0, 1, 1, 0, 1), 64),
+                                   (64, 1, 32))
+        for q, k, n, where in (
+            (1, 197, None, {}), (1, 1, 3, {}), (3, 420, 4, {"layout": "bshd"}),
+            (16, 65, 2, {"seqlens_k": (0, 64)}), (2, 1027, 16, {"q_offset": (500, -1)}),
+            (5, 63, 7, {"layout": "unaligned"}))),
+    "parts of the keys": tuple(
+        replace(_BASE, heads=4, groups=2, seqlen_q=65, seqlen_k=420, num_splits=n, **where)
+        for n, where in ((2, {"causal": True}), (5, {"window": (70, 9)}),
+                         (3, {"seqlens_k": (0, 300)}), (4, {"head_dim": 200}))),
 }
 
 
@@ -245,4 +261,6 @@ def random_call(rng: random.Random, spec: Case, most: int = 1027) -> Case:
     call = replace(spec, batch=batch, seqlen_q=q, seqlen_k=k, q_offset=position(),
                    kv_offset=position(), seqlens_k=visible, layout=rng.choice(LAYOUTS),
                    seed=rng.randrange(1 << 30))
-    return replace(call, dropout=(0.0, 0.0, 0.0, 0.1, 0.5)[call.seed % 5])
+    call = replace(call, dropout=(0.0, 0.0, 0.0, 0.1, 0.5)[call.seed % 5])
+    splits = (None, 1, 2, 5)[call.seed // 5 % 4]
+    return call if call.dropout else replace(call, num_splits=splits)

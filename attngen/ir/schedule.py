@@ -200,15 +200,19 @@ def _backward_need(schedule: Schedule, sizes: Mapping[str, int]) -> int:
         schedule.stages[0] * d + schedule.stages[-1] * e) + through)
 
 
-def _few_rows(engine: str, rows: int, sizes: Mapping[str, int], vector_bytes: int) -> Schedule:
-    """For kernels that wait for keys and values, whatever they compute."""
+def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int],
+              vector_bytes: int) -> Schedule:
+    """For kernels that wait for keys and values more than they compute. Copies that pass through
+    registers are not under way while others are used, so one tile of them will do."""
     unit, item = (16, 2) if engine == "mma" else (8, 4)
     rows = max(rows, unit)
     row_bytes = item * max(sizes["head_dim"], sizes["head_dim_v"])
     columns = _DECODE_BYTES[engine] // row_bytes // 16 * 16
+    if engine == "simt" and _kind(region) == _ASKING:
+        columns = 16
     columns = min(max(columns, 16), 64 if vector_bytes == 16 else _UNALIGNED)
-    return Schedule(rows, columns, rows // unit, _DECODE_STAGES[engine], vector_bytes,
-                    engine=engine)
+    stages = _DECODE_STAGES[engine] if vector_bytes == 16 else (1, 1)
+    return Schedule(rows, columns, rows // unit, stages, vector_bytes, engine=engine)
 
 
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
@@ -221,7 +225,7 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     if region.loop == "split":
         return _COMBINE
     if rows:
-        return _few_rows(engine, rows, sizes, vector_bytes)
+        return _few_rows(engine, rows, region, sizes, vector_bytes)
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
         if any(set(n.axes) & set("de") for n in walk(*region.roots)):
             return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)

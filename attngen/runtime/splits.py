@@ -21,8 +21,9 @@ MANY_QUERIES = 16  # more than this are many: tiles of 64 or 128 rows fill up wi
 _ROWS = (8, 16, 32, 64)
 # Of a CPU: as many parts of blocks as could be wanted by its threads, of so many keys at least.
 _CPU_BLOCKS, _CPU_KEYS = 64, 512
-# Of a GPU: blocks of one warp that share a multiprocessor, and keys that repay a block.
-_BLOCKS_PER_SM, _GPU_KEYS, _MOST = 4, 256, 128
+# Of a GPU: blocks of one warp that share a multiprocessor, and keys that repay a block, of few
+# queries and of many, for which joining the parts costs more.
+_BLOCKS_PER_SM, _GPU_KEYS, _GPU_KEYS_MANY, _MOST = 4, 256, 1024, 128
 _FULL, _GOOD = 0.8, 0.85  # shares of the machine: enough as it is; nearly as good as the best
 
 
@@ -33,12 +34,16 @@ def tile_rows(seqlen_q: int, group: int) -> int:
     return next((n for n in _ROWS if n >= seqlen_q * group), _ROWS[-1])
 
 
-def num_splits(target: Target, blocks: int, seqlen_k: int, like: Tensor) -> int:
-    """Parts of the keys for a grid of ``blocks`` without any, on the machine of ``like``."""
+def num_splits(target: Target, blocks: int, seqlen_k: int, like: Tensor, few: bool = True) -> int:
+    """Parts of the keys for a grid of ``blocks`` without any, on the machine of ``like``. ``few``:
+    blocks have few queries."""
     if target.family == "cpu":
-        return max(1, min(-(-_CPU_BLOCKS // max(blocks, 1)), seqlen_k // _CPU_KEYS))
-    slots = multiprocessors(target, like.device.index if like.is_cuda else -1) * _BLOCKS_PER_SM
-    most = min(-(-seqlen_k // _GPU_KEYS), -(-slots // max(blocks, 1)), _MOST)
+        parts = min(-(-_CPU_BLOCKS // max(blocks, 1)), seqlen_k // _CPU_KEYS)
+        return max(1, parts) if few else 1
+    per_sm = _BLOCKS_PER_SM if few else 1
+    slots = multiprocessors(target, like.device.index if like.is_cuda else -1) * per_sm
+    shortest = _GPU_KEYS if few else _GPU_KEYS_MANY
+    most = min(seqlen_k // shortest, -(-slots // max(blocks, 1)), _MOST)
     if most <= 1 or blocks >= _FULL * slots:
         return 1
     shares = [_share(blocks * n, slots) for n in range(1, most + 1)]

@@ -1,0 +1,76 @@
+"""As ``test_mutation_forward``, for the kernels of few queries and of parts of the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import forward_cases as cases
+import pytest
+from forward_cases import Case
+
+from attngen import knobs
+from attngen.compiler import Options, lower, make_plan
+from attngen.errors import EmulatorError
+from attngen.runtime.emulator.mutate import mutations
+from attngen.runtime.operands import Heads
+from attngen.runtime.plan import Plan
+from attngen.runtime.positions import Positions
+from attngen.runtime.variant import Problem, Variant
+
+SEEDS = range(8)
+CALLS = (Case(heads=6, groups=2, batch=1, causal=True, seqlen_q=3, seqlen_k=420),
+         Case(heads=6, groups=2, batch=1, causal=True, seqlen_q=5, seqlen_k=130))
+# dtype, 16-byte copies, rows, parts
+KERNELS = {"one warp": ("bfloat16", True, 16, 2), "scalar copies": ("bfloat16", False, 16, 2),
+           "two warps": ("float16", True, 32, 1), "CUDA cores": ("float32", True, 16, 2),
+           "many queries": ("bfloat16", True, 0, 3)}
+
+
+@cache
+def plan_of(name: str) -> Plan:
+    dtype, vectorized, rows, parts = KERNELS[name]
+    options = Options("sm_80", dtype, vectorized, rows=rows, split=parts > 1)
+    return make_plan(CALLS[0].spec, options, lower(CALLS[0].spec, options))
+
+
+def _objects(name: str, plan: Plan, seed: int) -> bool:
+    """Does the emulator report an error in one of the calls?"""
+    dtype, _, _, parts = KERNELS[name]
+    variant = Variant(plan, Heads(6, 2, 64, 64), emulate=True)
+    for case in CALLS:
+        data = cases.inputs(case)
+        q, k, v = (t.to(getattr(cases.torch, dtype)) for t in (data.q, data.k, data.v))
+        where = Positions(case.seqlen_k - case.seqlen_q, 0, case.seqlen_k)
+        try:
+            with knobs.scope(seed=seed):
+                variant.run(q, k, v, Problem(1, case.seqlen_q, case.seqlen_k, where.numbers(), {},
+                                             None, where, parts))
+        except EmulatorError:
+            return True
+    return False
+
+
+def _mutants(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    for n, kernel in enumerate(plan.kernels):
+        for site in mutations(kernel.text):
+            changed = kernel._replace(text=site.text)
+            yield (f"{kernel.kind} line {site.line} {site.function}",
+                   plan._replace(kernels=(*plan.kernels[:n], changed, *plan.kernels[n + 1:])))
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=() if n in ("one warp", "CUDA cores") else pytest.mark.full)
+    for n in KERNELS])
+def test_every_deletion_is_caught(name: str) -> None:
+    plan = plan_of(name)
+    assert not any(_objects(name, plan, seed) for seed in SEEDS)
+    assert [f"{what}: seeds {missed}" for what, mutant in _mutants(plan)
+            if (missed := [s for s in SEEDS if not _objects(name, mutant, s)])] == []
+
+
+def test_the_kernels_have_something_to_delete() -> None:
+    for name, (_, vectorized, _, _) in KERNELS.items():
+        found = {site.function for k in plan_of(name).kernels for site in mutations(k.text)}
+        copies = {"cp_async_commit", "cp_async_wait"} if vectorized else set()
+        assert {"sync_block"} | copies <= found
