@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, knobs, masks, scores
+    from . import errors, knobs, kv, masks, scores
     from .cascade import merge
     from .combined import per_head
     from .front import attention, compile
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .spec import AttentionSpec
 
 __version__ = "0.1.0"
-__all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "masks",
+__all__ = ["AttentionSpec", "attention", "compile", "dynamic", "errors", "knobs", "kv", "masks",
            "merge", "per_head", "scores"]
 
 # exported name -> (module, attribute; None for the module itself)
@@ -38,6 +38,7 @@ _HOMES: dict[str, tuple[str, str | None]] = {
     "compile": (".front", "compile"),
     "errors": (".errors", None),
     "knobs": (".knobs", None),
+    "kv": (".kv", None),
     "masks": (".masks", None),
     "merge": (".cascade", "merge"),
     "per_head": (".combined", "per_head"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import library
+from . import decoding, library
 from .autograd import Recorded, recorded
 from .call import Description, Key, Ready, When
 from .errors import (
@@ -25,16 +25,19 @@ from .runtime.plan import Plan
 from .runtime.positions import Positions
 from .runtime.splits import MOST_SPLITS
 from .runtime.targets import Target, get_target
-from .runtime.variant import Kind, Problem, Variant
+from .runtime.variant import Cached, Kind, Problem, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .kv.cache import Cache
     from .spec import AttentionSpec
 
 
 PlanFor = Callable[[Kind], tuple[Plan, Captured]]
 BackwardFor = Callable[[Kind, frozenset[str]], BackwardPlans]
+AppendFor = Callable[[Kind], Plan]
+_PLAIN = Cached()
 
 
 class Attention:
@@ -42,24 +45,26 @@ class Attention:
 
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
     target is executed on the CPU, on CPU tensors. ``plan_for(kind)`` gives the kernels of one
-    variant and what they captured; ``backward_for`` those of its gradients, also by the names of
+    variant and what they captured; ``append_for``
+    that which fills a cache, ``backward_for`` those of its gradients, also by the names of
     the captured tensors that want some. ``decodes``: there are kernels for few queries and for
     parts of the keys. ``buffers`` are the tensors that masks and
     scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
-                 backward_for: BackwardFor, describe: Description, decodes: bool = True) -> None:
+                 backward_for: BackwardFor, append_for: AppendFor, describe: Description,
+                 decodes: bool = True) -> None:
         self.spec = spec
         self.target = get_target(target) if isinstance(target, str) else target
         self.emulate = emulate
-        self._plan_for, self._backward_for = plan_for, backward_for
+        self._plan_for, self._backward_for, self._append_for = plan_for, backward_for, append_for
         self._describe = describe
         assert spec.head_dim_v is not None
         self.decodes = decodes
-        self._group = spec.heads // spec.kv_heads
+        self.group = spec.heads // spec.kv_heads
         self._fixed = Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim_v)
-        self._device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
+        self.device_type = "cpu" if emulate or self.target.family == "cpu" else "cuda"
         self._variants: dict[Key, Variant] = {}
         self._backwards: dict[tuple[Any, ...], BackwardVariant] = {}
         self._latest: Variant | None = None
@@ -145,30 +150,51 @@ class Attention:
             o, lse = nested.nested(o), nested.nested(lse)
         return (o, lse) if return_lse else o
 
+    def decode(self, q: Tensor, cache: Cache, *, return_lse: bool = False,
+               sinks: Tensor | None = None, num_splits: int | None = None,
+               params: dict[str, Any] | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of the newest tokens of ``cache`` over all of it, without gradients.
+
+        q [batch, heads, n, head_dim] belongs to the last n tokens that were appended to each
+        sequence. Masks, scores and positions are as in a call with all keys; the result and
+        ``num_splits`` too. Lengths are read on the device: nothing waits for it.
+
+        Raises ShapeError, HeadsError, DtypeError and DeviceError for what does not fit the cache,
+        and what a call raises.
+        """
+        found = decoding.ready(self, q, cache, sinks, num_splits, params)
+        self._latest = found.variant
+        o, lse = found.variant.run(q, cache.k, cache.v, found.problem)
+        return (o, lse) if return_lse else o
+
+    def append_plan(self, kind: Kind) -> Plan:
+        """The kernel that writes new keys and values into a cache of a kind."""
+        return self._append_for(kind)
+
     def ready(self, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Tensor | None,
               params: dict[str, Any] | None = None, drops: Dropout | None = None,
               packing: packed.Packing | None = None,
               buffers: Sequence[Tensor] | None = None) -> Ready:
         """A call's kernels and numbers; everything is checked. ``buffers`` stand for the captured
         tensors, in the order of ``self.buffers``. Raises as a call does."""
-        batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self._device_type)
+        batch, seqlen_q, seqlen_k = operands.check_tensors(q, k, v, self._fixed, self.device_type)
         itemsize = q.element_size()
         vectorized = operands.is_vectorized(q, itemsize, "q")
         vectorized &= operands.is_vectorized(k, itemsize, "k")
         vectorized &= operands.is_vectorized(v, itemsize, "v")
         if when.packed:
             packing = packed.packing(q, k, *when[3:7])
-        kind = q.dtype, vectorized, packing is not None, drops is not None, 0, False
+        kind = q.dtype, vectorized, packing is not None, drops is not None, 0, False, _PLAIN
         own, parts = kind, 1
         if packing is None and drops is None and self.decodes:
-            rows = splits.tile_rows(seqlen_q, self._group)
-            parts = self._parts(when.num_splits, rows, batch, seqlen_q, seqlen_k, q)
-            own = *kind[:4], rows, parts > 1
+            rows = splits.tile_rows(seqlen_q, self.group)
+            parts = self.parts(when.num_splits, rows, batch, seqlen_q, seqlen_k, q)
+            own = *kind[:4], rows, parts > 1, _PLAIN
         elif when.num_splits not in (None, 1):
             raise NotDeliveredError(
                 f"num_splits={when.num_splits} with packed sequences, dropout, fuse=False or a "
                 "schedule", remedy="Leave num_splits out.")
-        variant = self._variants.get(own) or self._variant(own)
+        variant = self.variant(own)
 
         shift: int | Tensor = seqlen_k - seqlen_q
         if packing is not None:
@@ -183,7 +209,7 @@ class Attention:
             numbers |= packing.numbers()
         tables: dict[str, Tensor] = {}
         if variant.captures or params or sinks is not None:
-            arguments = self._sinks(q, sinks)
+            arguments = self.arguments(q, sinks)
             if drops is not None:
                 arguments["dropout_seed"] = drops.seed
                 numbers |= drops.numbers()
@@ -193,7 +219,7 @@ class Attention:
         return Ready(kind, variant, Problem(batch, seqlen_q, seqlen_k, numbers, tables, packing,
                                             where, parts))
 
-    def _parts(self, wanted: int | None, rows: int, batch: int, seqlen_q: int, seqlen_k: int,
+    def parts(self, wanted: int | None, rows: int, batch: int, seqlen_q: int, seqlen_k: int,
                q: Tensor) -> int:
         """Into how many parts the keys of a call are cut."""
         if wanted is not None:
@@ -201,7 +227,7 @@ class Attention:
                 raise ShapeError(f"num_splits is {wanted}", numbers=f"1 ... {MOST_SPLITS}",
                                  remedy="Leave it out: it follows from the shapes.")
             return wanted
-        blocks = batch * (self._fixed.groups * -(-seqlen_q * self._group // rows) if rows
+        blocks = batch * (self._fixed.groups * -(-seqlen_q * self.group // rows) if rows
                           else self._fixed.heads * -(-seqlen_q // 128))
         return splits.num_splits(self.target, blocks, seqlen_k, q, rows > 0)
 
@@ -215,8 +241,9 @@ class Attention:
                 packed=of.packed)
         return self._backwards[key]
 
-    def _sinks(self, q: Tensor, sinks: Tensor | None) -> dict[str, Tensor]:
-        """The sinks, checked, in the type of the arithmetic."""
+    def arguments(self, q: Tensor, sinks: Tensor | None) -> dict[str, Tensor]:
+        """The tensors that calls give by name: the sinks, checked, in the type of the arithmetic.
+        Raises CapturedError and ShapeError."""
         if self.spec.sinks and sinks is None:
             raise CapturedError("sinks is missing", remedy="The spec says sinks=True: pass "
                                 f"sinks=, one logit for each of {self.spec.heads} heads.")
@@ -232,6 +259,10 @@ class Attention:
 
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         return {"sinks": sinks.to(wide)}
+
+    def variant(self, kind: Key) -> Variant:
+        """The forward kernels of a kind. Raises DtypeError for one the spec or target has not."""
+        return self._variants.get(kind) or self._variant(kind)
 
     def _variant(self, kind: Key) -> Variant:
         of = _named(kind)
@@ -261,8 +292,8 @@ class Attention:
         per kernel (``runtime.nvrtc.Cubin`` for CUDA)."""
         import torch
 
-        kind = getattr(torch, dtype or self.dtype), vectorized, packed, dropout, 0, False
-        variant = self._variants.get(kind) or self._variant(kind)
+        kind = getattr(torch, dtype or self.dtype), vectorized, packed, dropout, 0, False, _PLAIN
+        variant = self.variant(kind)
         return variant.executable.build()
 
     def source(self, kind: str = "forward", dtype: str | None = None, vectorized: bool = True,

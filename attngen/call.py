@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .runtime.variant import Problem, Variant
+from .runtime.variant import Cached, Problem, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Key = tuple[Any, bool, bool, bool, int, bool]  # a Kind with the dtype as torch has it
+Key = tuple[Any, bool, bool, bool, int, bool, Cached]  # a Kind with the dtype as torch has it
 
 
 class Description(Protocol):

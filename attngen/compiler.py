@@ -20,7 +20,7 @@ from .runtime.captured import Captured, CapturedNumber, CapturedTensor
 from .runtime.fingerprint import package_fingerprint
 from .runtime.plan import Field, GridDim, KernelPlan, ParamArg, Plan, TensorArg
 from .runtime.targets import Target, default_target, get_target
-from .runtime.variant import Kind
+from .runtime.variant import Cached, Kind
 from .spec import AttentionSpec
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Options:
     dropout: bool = False
     rows: int = 0
     split: bool = False
+    cached: Cached = Cached()
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ class Lowered:
 def lower(spec: AttentionSpec, options: Options, record: bool = False) -> Lowered:
     """Every pass in order. Raises TraceError, ScheduleError or VerifyError."""
     from .ir.build import build_forward
+    from .ir.cache import Cache
     from .ir.capture import Captures, batch_dimensions
     from .templates.names import c_name
 
     captures = Captures()
-    graph = build_forward(spec, options.dtype, captures, options.dropout)
+    graph = build_forward(spec, options.dtype, captures, options.dropout, Cache(*options.cached))
     by_batch = batch_dimensions(*(root for region in graph.regions for root in region.roots))
     lowered = lower_graph(graph, options, record)
     return replace(lowered, captured=Captured(
@@ -206,8 +208,10 @@ def plan_for(spec: AttentionSpec, options: Options) -> tuple[Plan, Captured]:
     wide = "float64" if options.dtype == "float64" else "float32"
     given = [("dropout_seed", "int64")] if options.dropout else []
     given += [("sinks", wide)] if spec.sinks else []
+    given += [("page_table", "int32")] if options.cached.page else []
     return Plan.from_json(entry), Captured(tuple(
-        CapturedTensor(name, dtype, 1, None, name) for name, dtype in given))
+        CapturedTensor(name, dtype, 2 if name == "page_table" else 1, None, name)
+        for name, dtype in given))
 
 
 def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate: bool = False,
@@ -232,7 +236,7 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     @cache
     def options(kind: Kind) -> Options:
         return Options(chosen.name, kind.dtype, kind.vectorized, fuse, explicit, skip, kind.packed,
-                       kind.dropout, kind.rows, kind.split)
+                       kind.dropout, kind.rows, kind.split, kind.cached)
 
     @cache
     def plan(kind: Kind) -> tuple[Plan, Captured]:
@@ -243,9 +247,13 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
         from .backward import backward_plans
         return backward_plans(spec, options(kind), wanted)
 
+    @cache
+    def append(kind: Kind) -> Plan:
+        return append_plan(spec, options(kind))
+
     from .describe import Description
 
-    attn = Attention(spec, chosen, emulate, plan, backward,
+    attn = Attention(spec, chosen, emulate, plan, backward, append,
                      Description(lambda dtype: lower(spec, options(Kind(dtype)), record=True),
                                  chosen, spec.dtype), fuse and not explicit and "fuse" not in skip)
     _, captured = plan(Kind(attn.dtype))
@@ -253,6 +261,17 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     attn.buffers = {t.spoken if t.spoken and spoken.count(t.spoken) == 1 else t.name: t.source
                     for t in captured.tensors if t.source is not None}
     return attn
+
+
+def append_plan(spec: AttentionSpec, options: Options) -> Plan:
+    """The kernel that writes new keys and values into a cache."""
+    from .ir.append import build_append
+    from .ir.cache import Cache
+    from .ir.capture import Captures
+
+    options = replace(options, fuse=True, schedule=())
+    graph = build_append(spec, options.dtype, Cache(*options.cached), Captures())
+    return make_plan(None, options, lower_graph(graph, options), "append")
 
 
 def compile_graph(graph: Graph, target: str, dtype: str, *, vectorized: bool = True,

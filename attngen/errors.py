@@ -214,6 +214,10 @@ class TemplateError(AttngenError):
     undefined``."""
 
 
+class KVCacheFullError(AttngenError, RuntimeError):
+    """Tokens a cache has no room for. Example: ``3 tokens do not fit into sequence 0``."""
+
+
 # -- compilers and cache ------------------------------------------------------------------------
 
 # nvrtc: name(12): error: ...      gcc and clang: name:12:3: error: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..spec import AttentionSpec
+from .cache import Cache
 from .capture import Captures
 from .graph import Graph, Region
 from .node import (
@@ -23,6 +24,8 @@ from .node import (
 )
 from .tensor import Table, Tensor
 from .trace import trace
+
+_NO_CACHE = Cache()
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ class Scores:
 
 
 def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
-                 dropout: bool = False) -> Scores:
+                 dropout: bool = False, cache: Cache = _NO_CACHE) -> Scores:
     """s = scale·q·kᵀ, scores in order, and visibility. Arithmetic is float32 (float64 for float64
-    tensors). What masks and scores read beside positions is put into ``captures``.
+    tensors). What masks and scores read beside positions is put into ``captures``, and what a
+    ``cache`` needs to find keys.
 
     Raises TraceError when a user's callable cannot be traced.
     """
@@ -64,7 +68,7 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
     heads = tuple(spec.kv_head(h) for h in range(spec.heads))
     b, h = idx("b"), idx("h")
     q_idx = make("add", idx("i"), param("q_offset", "b"), origin="q_idx")
-    kv_idx = make("add", idx("j"), param("kv_offset", "b"), origin="kv_idx")
+    kv_idx = cache.position()
 
     q = tensor("q", "bhid", dtype)
     k = by_head(tensor("k", "bgjd", dtype), heads)
@@ -75,13 +79,13 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
     for name, score_mod in spec.score_mods():
         s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute,
                        captures, spec.heads), compute)
-    mask = make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
+    mask = cache.holds(q_idx, kv_idx)
     for name, mask_mod in spec.mask_mods():
         mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures,
                                        spec.heads))
     inputs = (Tensor("q", tuple("bhid"), dtype, "input"),
-              Tensor("k", tuple("bgjd"), dtype, "input", heads),
-              Tensor("v", tuple("bgje"), dtype, "input", heads))
+              *(cache.read(Tensor(name, axes, dtype, "input", heads), captures)
+                for name, axes in (("k", tuple("bgjd")), ("v", tuple("bgje")))))
     sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
              ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
     kept = _kept(captures, compute) if dropout else None
@@ -103,7 +107,7 @@ def _kept(captures: Captures, compute: str) -> Node:
 
 
 def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = None,
-                  dropout: bool = False) -> Graph:
+                  dropout: bool = False, cache: Cache = _NO_CACHE) -> Graph:
     """The forward graph of ``spec`` for tensors of ``dtype``: ``build_scores``, −inf where not
     visible, p = softmax(s), o = p·v; ``lse`` is the natural log-sum-exp of a row. Dropout acts on
     p and not on lse.
@@ -111,11 +115,11 @@ def build_forward(spec: AttentionSpec, dtype: str, captures: Captures | None = N
     Raises TraceError when a user's callable cannot be traced.
     """
     with interning():
-        return _build_forward(spec, dtype, Captures() if captures is None else captures, dropout)
+        found = Captures() if captures is None else captures
+        return _build_forward(spec, dtype, found, build_scores(spec, dtype, found, dropout, cache))
 
 
-def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures, dropout: bool) -> Graph:
-    scores = build_scores(spec, dtype, captures, dropout)
+def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures, scores: Scores) -> Graph:
     compute, s = scores.compute, scores.masked
     lse = reduce("lse", s, "j", origin="lse")
     p = make("exp", make("sub", s, make("finite_or_zero", lse)), origin="p")

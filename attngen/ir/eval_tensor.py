@@ -153,8 +153,12 @@ class Places:
     def __init__(self, tensors: Iterable[Tensor], tables: Mapping[str, Array],
                  params: Mapping[str, Any], extents: Mapping[str, int]) -> None:
         self._extents = extents
-        self._index = {t.name: self._indices(t, TensorInterpreter(tables, params, extents))
-                       for t in tensors if t.place}
+        reader = TensorInterpreter(tables, params, extents)
+        tensors = tuple(tensors)
+        self._index = {t.name: self._indices(t, reader) for t in tensors if t.place}
+        self._only = {t.name: np.broadcast_to(reader.value(t.only, t.seen),
+                                              [extents[a] for a in t.seen])
+                      for t in tensors if t.only}
 
     def _indices(self, t: Tensor, reader: TensorInterpreter) -> tuple[Array, ...]:
         """Where every element of what is seen is stored, an array for each stored axis."""
@@ -171,5 +175,9 @@ class Places:
         if not t.place:
             return array
         out = np.full([self._extents[a] for a in t.axes], np.nan, array.dtype)
-        out[self._index[t.name]] = array
+        index, only = self._index[t.name], self._only.get(t.name)
+        if only is None:
+            out[index] = array
+        else:
+            out[tuple(x[only] for x in index)] = array[only]
         return out

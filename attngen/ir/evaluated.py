@@ -20,8 +20,8 @@ def expressions(body: tuple[Stmt, ...]) -> Iterator[Node]:
 
 
 def places(tensors: tuple[Tensor, ...]) -> tuple[Node, ...]:
-    """The expressions that say where tensors are stored."""
-    return tuple(n for t in tensors for _, n in t.place)
+    """The expressions that say where tensors are stored, and whether."""
+    return (*(n for t in tensors for _, n in t.place), *(t.only for t in tensors if t.only))
 
 
 def evaluated(kernel: Kernel) -> tuple[Node, ...]:

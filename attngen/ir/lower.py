@@ -189,7 +189,9 @@ class Lowering:
             tables=tuple(tables))
 
     def _grid(self) -> tuple[Grid, ...]:
-        grid = (Grid(self.keep, self.schedule.block_m), Grid("g" if self.keep == "row" else "h", 1),
+        names = (*self.region.inputs, *(t.name for t, _ in self.region.outputs))
+        by_head = any("h" in self.graph.tensor(n).seen for n in names)
+        grid = (Grid(self.keep, self.schedule.block_m), Grid("h" if by_head else "g", 1),
                 Grid("b", 1))
         return (*grid, Grid(AXIS, 1)) if self.splits else grid
 

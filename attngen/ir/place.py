@@ -107,15 +107,18 @@ def _cpu(kernel: Kernel) -> Kernel:
     exact = {v.name for v in kernel.values if v.dtype not in ("float16", "bfloat16")}
     kernel = _widen(kernel, {v.name for v in kernel.values})
     loaded, columns = _loaded(kernel), _operands(kernel, "b")
-    # Copies have padded rows. Rows that are summed over are walked down, where the tensor's own
-    # stride would often fall on the same few cache lines.
+    placed = {s.dst for s in statements(kernel.body)
+              if isinstance(s, Load) and kernel.tensor(s.tensor).place}
+    # Copies have padded rows. Rows that are not evenly spaced are copied, and those that are summed
+    # over: they are walked down, where the tensor's own stride would often fall on the same few
+    # cache lines.
     walked = {s.b for s in statements(kernel.body) if isinstance(s, Mma) and s.over == kernel.loop}
     values = []
     for v in kernel.values:
         if not v.axes:
             space = "scalar"
         elif v.name in loaded and v.name in columns:
-            space = "view" if v.name in exact - walked else "rows"
+            space = "view" if v.name in exact - walked - placed else "rows"
         elif len(v.axes) == 1:
             space = "row" if v.axes[0] == kernel.keep else "column"
         else:

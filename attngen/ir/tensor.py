@@ -18,7 +18,7 @@ class Tensor:
 
     Kernels may see it otherwise than it is stored: with the axes ``view``, ``place`` being the
     index along a stored axis that belongs to indices along those. Stored axes without a place are
-    seen as they are.
+    seen as they are. Of an output, only elements for which ``only`` is true are stored.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Tensor:
     begin: str = ""
     view: tuple[str, ...] = ()
     place: tuple[tuple[str, Node], ...] = ()
+    only: Node | None = None
 
     @property
     def seen(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def check_tensors(graph: Graph) -> None:
     """Names are unique identifiers, axes known, every workspace and output written once."""
     sizes = dict(graph.sizes)
     packed = graph.stage == "placed" and any(t.begin for t in graph.tensors)
-    by_group = any("row" in t.seen for t in graph.tensors)  # no query heads but in rows
+    by_group = not any("h" in t.seen for t in graph.tensors)  # no query heads, but maybe in rows
     names = [t.name for t in graph.tensors]
     if len(set(names)) != len(names):
         raise VerifyError(f"two tensors share a name: {', '.join(sorted(names))}")
@@ -122,6 +122,9 @@ def check_places(graph: Graph, t: Tensor) -> None:
     if set(t.axes) - set(t.seen) - set(placed) or set(placed) - set(t.axes) or t.begin and placed:
         raise VerifyError(f"tensor {t.name} is stored as {list(t.axes)} and seen as "
                           f"{list(t.seen)}, with places for {sorted(placed)}")
+    if t.only is not None and (t.role != "output" or t.only.dtype != "bool"
+                               or set(t.only.axes) - set(t.seen)):
+        raise VerifyError(f"tensor {t.name}: {t.only!r} does not say what is stored")
     for axis, n in t.place:
         stray = set(n.axes) - set(t.seen)
         if stray or n.dtype not in ("int32", "int64") or any(

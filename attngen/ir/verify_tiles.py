@@ -85,7 +85,7 @@ def check_schedule(kernel: Kernel) -> None:
 def check_grid(kernel: Kernel) -> None:
     """One tile of the kept axis, one head, one batch entry per block; of keys all or one part."""
     found = [(g.axis, g.tile) for g in kernel.grid]
-    head = "g" if kernel.keep == "row" else "h"
+    head = "h" if any("h" in t.seen for t in kernel.tensors) else "g"
     expected = [(kernel.keep, kernel.schedule.block_m), (head, 1), ("b", 1)]
     axes = (kernel.keep, kernel.loop)
     if found not in (expected, [*expected, ("split", 1)]) or kernel.serial and kernel.split \

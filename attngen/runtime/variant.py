@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 _NOTHING = Captured()
 
 
+class Cached(NamedTuple):
+    """How a cache keeps keys and values, as ``ir.cache.Cache`` has it."""
+
+    ring: bool = False
+    page: int = 0
+    stored: str = ""
+
+
 class Kind(NamedTuple):
     """Which kernels of a spec: for tensors of ``dtype``, whose rows can be read 16 bytes at a time
     (``vectorized``), with sequences lying end to end (``packed``), with ``dropout``. ``rows``: for
     few queries, tiles have so many rows, of all heads that share keys (0: for many queries).
-    ``split``: the keys are cut into parts, which run side by side."""
+    ``split``: the keys are cut into parts, which run side by side. ``cached``: keys and values are
+    in a cache."""
 
     dtype: str
     vectorized: bool = True
@@ -30,6 +39,7 @@ class Kind(NamedTuple):
     dropout: bool = False
     rows: int = 0
     split: bool = False
+    cached: Cached = Cached()
 
 
 class Problem(NamedTuple):

@@ -220,8 +220,12 @@ class Body:
         if tensor.place:
             placed = place(tensor, lambda n: print_expression(n, lambda x: self._leaf(x, set())))
             at, row = offset(tensor, {**walked, v.axes[0]: v.axes[0], **placed}), v.axes[0]
-            return Code(f"[&](int r) {{ const int {row} = {row}_first + r; return {name} + {at}; }}"
-                        ), None
+            where = f"{name} + {at}"
+            if tensor.only is not None:
+                only = print_expression(tensor.only, lambda x: self._leaf(x, set()))
+                where = f"{only} ? {where} : nullptr"
+            index = f"const int {row} = {row}_first + r;"
+            return Code(f"[&](int r) {{ {index} return {where}; }}"), None
         at = offset(tensor, {**{a: f"{a}_first" for a in v.axes if a not in "de"}, **walked})
         start = Code(name + (f" + {at}" if at else ""))
         stride = stride_name(tensor, v.axes[0]) if len(v.axes) > 1 else ""

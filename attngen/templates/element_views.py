@@ -57,6 +57,8 @@ def store(context: Context, stmt: ir.Store, scope: Scope) -> out.Elements | out.
         checks.insert(0, f"lane % {4 if context.shape.engine == 'mma' else 16} == 0")
         context.used.add("lane")
     text = f"from_float<{ELEMENT[tensor.dtype]}>({context.element(stmt.src)})"
+    if tensor.only is not None:
+        checks.append(f"({context.expression(tensor.only, set())})")
     lines = (Code(f"if ({' && '.join(checks)}) {{"),
              Code(f"    store_global({c_name(tensor.name)} + {at}, {text});"), Code("}"))
     return out.Elements((), context.nest(value.axes, set(value.axes)), lines,
@@ -69,7 +71,7 @@ def _whole_chunks(context: Context, value: ir.Value, tensor: Tensor) -> bool:
     rows, cols = context.shape.ordered(value)
     if context.kernel.schedule.vector_bytes != 16 or cols == context.shape.loop:
         return False
-    if tensor.seen[-2:] != (rows, cols):
+    if tensor.seen[-2:] != (rows, cols) or tensor.only is not None:
         return False
     half = ITEM_BYTES[tensor.dtype] == 2
     return half if context.shape.engine == "mma" else (

@@ -76,7 +76,7 @@ INLINE void load_lanes(T (*dst)[LANES], const S* src, int64_t stride, int rows, 
     load_lanes(dst, [=](int r) { return src + r * stride; }, rows, columns, lanes);
 }
 
-// row(r)[c] = src[c][r] for r < rows, c < columns.
+// row(r)[c] = src[c][r] for r < rows, c < columns; rows without an address are not stored.
 template <int LANES, class T, class Row>
 INLINE void store_lanes(Row row, const T (*src)[LANES], int rows, int columns) {
     const int whole_rows = whole_blocks<T>(rows), whole_columns = columns / 8 * 8;
@@ -90,11 +90,13 @@ INLINE void store_lanes(Row row, const T (*src)[LANES], int rows, int columns) {
 #pragma GCC unroll 8
             for (int n = 0; n < 8; ++n) *(Eight<T>*)part[n] = x[n];
             for (int n = 0; n < 8; ++n)
-                for (int k = 0; k < 8; ++k) put(row(r + n)[c + k], part[n][k]);
+                if (auto* to = row(r + n))
+                    for (int k = 0; k < 8; ++k) put(to[c + k], part[n][k]);
         }
     for (int r = 0; r < rows; ++r)
-        for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-            put(row(r)[c], src[c][r]);
+        if (auto* to = row(r))
+            for (int c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+                put(to[c], src[c][r]);
 }
 
 template <int LANES, class T, class S>
@@ -102,11 +104,17 @@ INLINE void store_lanes(S* dst, int64_t stride, const T (*src)[LANES], int rows,
     store_lanes([=](int r) { return dst + r * stride; }, src, rows, columns);
 }
 
-// dst[r][c] = src[r][c] for r < rows, c < columns: a copy in the type arithmetic happens in.
+// dst[r][c] = row(r)[c] for r < rows, c < columns: a copy in the type arithmetic happens in.
+template <int PITCH, class T, class Row>
+INLINE void load_rows(T (*dst)[PITCH], Row row, int rows, int columns) {
+    for (int r = 0; r < rows; ++r) {
+        const auto* src = row(r);
+        for (int c = 0; c < columns; ++c) dst[r][c] = to_real(src[c]);
+    }
+}
 template <int PITCH, class T, class S>
 INLINE void load_rows(T (*dst)[PITCH], const S* src, int64_t stride, int rows, int columns) {
-    for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c) dst[r][c] = to_real(src[r * stride + c]);
+    load_rows(dst, [=](int r) { return src + r * stride; }, rows, columns);
 }
 
 // One number per lane, or per column: next to each other in memory, or each where row(r) says.
@@ -125,7 +133,8 @@ template <class T, class S> INLINE void store_row(S* dst, const T* src, int rows
     for (int r = 0; r < rows; ++r) put(dst[r], src[r]);
 }
 template <class T, class Row> INLINE void store_each(Row row, const T* src, int rows) {
-    for (int r = 0; r < rows; ++r) put(*row(r), src[r]);
+    for (int r = 0; r < rows; ++r)
+        if (auto* to = row(r)) put(*to, src[r]);
 }
 
 // dst[lane] += sum of src[n][lane] over columns n. The sum of a tile is made apart, from two chains,

@@ -1,0 +1,91 @@
+"""Where a cache keeps keys and values, and what that says about positions.
+
+A ring holds the first ``ring_sinks`` tokens and, in the rest of its slots, the newest others: of
+``kv_len`` tokens, slot j of a ring of n slots has
+
+    p(j) = kv_len − 1 − (kv_len − 1 − j) mod n        (j for the first ones)
+
+which is the key's position for every mask and score. Keys are visible while they are the first
+ones, or fewer than ``ring_window`` tokens behind the query.
+
+In pages, key j of sequence b is row j mod P of page ``page_table[b, j // P]``; kernels see the axes
+b and j they always do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from .capture import Captures
+from .node import Node, const, idx, make, param
+from .tensor import Tensor
+
+
+class Cache(NamedTuple):
+    """``page`` is the number of tokens of a page, 0 without pages; ``stored`` the type of stored
+    elements where that is not the tensors' own."""
+
+    ring: bool = False
+    page: int = 0
+    stored: str = ""
+
+    def position(self) -> Node:
+        """Of key j."""
+        if not self.ring:
+            return make("add", idx("j"), param("kv_offset", "b"), origin="kv_idx")
+        j, newest = idx("j"), make("sub", param("kv_len", "b"), const(1))
+        back = make("mod", make("sub", newest, j), _ring_size())
+        return make("where", _is_first(), j, make("sub", newest, back), origin="kv_idx")
+
+    def holds(self, q_idx: Node, kv_idx: Node) -> Node:
+        """Whether key j is one, and near enough to the query."""
+        if not self.ring:
+            return make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
+        written = make("and", make("lt", kv_idx, param("kv_len", "b")),
+                       make("le", param("ring_sinks"), kv_idx), origin="ring")
+        near = make("lt", make("sub", q_idx, kv_idx), param("ring_window"), origin="ring")
+        first = make("and", _is_first(), make("lt", idx("j"), param("kv_len", "b")))
+        return make("or", first, make("and", written, near), origin="ring")
+
+    def read(self, t: Tensor, captures: Captures) -> Tensor:
+        """A tensor with axes b and j, as it lies in the cache."""
+        return self._paged(t, idx("j"), captures) if self.page else t
+
+    def write(self, t: Tensor, start: Node, count: Node, captures: Captures) -> Tensor:
+        """The cache's tensor ``t`` [b g j …] as the new tokens i < ``count`` see it, that come
+        after the first ``start``. What does not fit is not stored."""
+        i = idx("i")
+        position = make("add", start, i, origin="kv_idx")
+        fits = make("lt", i, count)
+        view = tuple("i" if a == "j" else a for a in t.axes)
+        if self.ring:
+            turned = make("add", param("ring_sinks"), make("mod", make(
+                "sub", position, param("ring_sinks")), _ring_size()))
+            first = make("lt", position, param("ring_sinks"))
+            slot = make("where", first, position, turned)
+            kept = make("le", make("sub", count, i), _ring_size())  # a later one would overwrite it
+            fits = make("and", fits, make("or", first, kept))
+        else:
+            slot = position
+            fits = make("and", fits, make("lt", position, param("seqlen_k")))
+        fits = make("and", fits, make("le", const(0), start))
+        t = self._paged(t, slot, captures) if self.page else replace(t, place=(("j", slot),))
+        return replace(t, view=view, only=fits)
+
+    def _paged(self, t: Tensor, slot: Node, captures: Captures) -> Tensor:
+        captures.argument("page_table", "int32", 2)
+        size = const(self.page)
+        page = make("gather", idx("b"), make("floordiv", slot, size), name="page_table",
+                    dtype="int32", origin="page")
+        axes = ("page", *(a for a in t.axes if a != "b"))
+        return replace(t, axes=axes, view=t.axes,
+                       place=(("page", page), ("j", make("mod", slot, size))))
+
+
+def _is_first() -> Node:
+    return make("lt", idx("j"), param("ring_sinks"))
+
+
+def _ring_size() -> Node:
+    return make("sub", param("seqlen_k"), param("ring_sinks"), origin="ring")

@@ -1,0 +1,182 @@
+"""What all caches share, and the contiguous one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    DeviceError,
+    DtypeError,
+    HeadsError,
+    KVCacheFullError,
+    ShapeError,
+)
+from ..runtime import operands
+from ..runtime.runner import Runner
+from ..runtime.variant import Cached, Kind
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..attention import Attention
+
+
+class Cache:
+    """Keys and values of ``batch`` sequences, the newest last.
+
+    ``lengths``, int32 [batch], says how many tokens each sequence has had. It lives on the device,
+    and so does everything kernels read: appending and decoding can be captured in a CUDA graph.
+    When such a graph is replayed, tell the host with ``advance``.
+
+    ``k`` and ``v`` hold the elements, their last dimension head_dim or head_dim_v; how the others
+    lie is the kind's own. ``seqlen_k`` is how many keys kernels are to look at.
+    """
+
+    cached = Cached()
+
+    def __init__(self, attn: Attention, batch: int, shape: tuple[int, int, int], seqlen_k: int,
+                 dtype: torch.dtype | None, device: Any) -> None:
+        import torch
+
+        spec = attn.spec
+        self.attn, self.batch, self.seqlen_k = attn, batch, seqlen_k
+        self.dtype = dtype or getattr(torch, attn.dtype)
+        self.device = torch.device(device or attn.device_type)
+        self.k = torch.zeros(*shape, spec.head_dim, dtype=self.dtype, device=self.device)
+        self.v = torch.zeros(*shape, spec.head_dim_v or 0, dtype=self.dtype, device=self.device)
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
+        self._longest = [0] * batch  # lengths, or more where only the device knows
+        self._runners: dict[Kind, Runner] = {}
+
+    # -- what kinds differ in ---------------------------------------------------------------------
+
+    def numbers(self) -> dict[str, int]:
+        """Arguments of kernels beside lengths."""
+        return {}
+
+    def tables(self) -> dict[str, Tensor]:
+        """Tensor arguments of kernels beside k and v."""
+        return {}
+
+    def make_room(self, counts: Sequence[int]) -> None:
+        """Before so many tokens are written. Raises KVCacheFullError, having changed nothing."""
+        most = max(range(self.batch), key=lambda b: self._longest[b] + counts[b], default=0)
+        if self.batch and self._longest[most] + counts[most] > self.seqlen_k:
+            raise KVCacheFullError(
+                f"{counts[most]} tokens do not fit into sequence {most}",
+                numbers=f"it has {self._longest[most]} of {self.seqlen_k}",
+                remedy="Make the cache with a larger capacity, or clear() the sequence.")
+
+    def check_queries(self, seqlen_q: int) -> None:
+        """Raises ShapeError for more queries than the cache can answer."""
+
+    # -- use --------------------------------------------------------------------------------------
+
+    def append(self, k: Tensor, v: Tensor, counts: Sequence[int] | Tensor | None = None) -> None:
+        """Write new tokens behind those there are: k [batch, groups, n, head_dim],
+        v [batch, groups, n, head_dim_v], of the cache's dtype and device.
+
+        ``counts``, one for each sequence, says how many of the n are meant, from the first on; the
+        default is all. An int32 tensor on a GPU is not looked at: then n must fit.
+
+        Raises KVCacheFullError, ShapeError, HeadsError, DtypeError or DeviceError before anything
+        is written.
+        """
+        n = self._check_new(k, v)
+        known, given = self._counts(counts, n)
+        self.make_room(known)
+        if n and self.batch:
+            self._launch(k, v, n, given)
+        self.lengths += given
+        self._longest = [a + b for a, b in zip(self._longest, known, strict=True)]
+
+    def advance(self, count: int) -> None:
+        """A captured graph that appends ``count`` tokens to every sequence was replayed."""
+        self._longest = [n + count for n in self._longest]
+
+    def clear(self, sequence: int | None = None) -> None:
+        """Forget one sequence, or all."""
+        if sequence is None:
+            self.lengths.zero_()
+            self._longest = [0] * self.batch
+        else:
+            self.lengths[sequence] = 0
+            self._longest[sequence] = 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one sequence, over all key/value heads."""
+        return (self.k.shape[-1] + self.v.shape[-1]) * self.k.element_size() * self.k.shape[1]
+
+    # -- checks and kernels -----------------------------------------------------------------------
+
+    def _check_new(self, k: Tensor, v: Tensor) -> int:
+        spec = self.attn.spec
+        for name, x, dim in (("k", k, spec.head_dim), ("v", v, spec.head_dim_v)):
+            if x.dim() != 4 or x.shape[0] != self.batch or x.shape[3] != dim \
+                    or x.shape[2] != k.shape[2]:
+                raise ShapeError(f"{name} has shape {tuple(x.shape)}", numbers=f"expected "
+                                 f"({self.batch}, {spec.kv_heads}, n, {dim})",
+                                 remedy="New tokens come for every sequence of the cache.")
+            if x.shape[1] != spec.kv_heads:
+                raise HeadsError(f"{name} has {x.shape[1]} heads, the cache {spec.kv_heads}",
+                                 remedy="Those are the key/value heads of the spec.")
+            if x.dtype != self.dtype:
+                raise DtypeError(f"{name} is {x.dtype}, the cache takes {self.dtype}",
+                                 remedy="Convert it with .to().")
+            if x.device != self.k.device:
+                raise DeviceError(f"{name} is on {x.device}, the cache on {self.k.device}",
+                                  remedy="Move it with .to().")
+        return int(k.shape[2])
+
+    def _counts(self, counts: Sequence[int] | Tensor | None,
+                n: int) -> tuple[list[int], int | Tensor]:
+        """How many tokens each sequence gets: at most, as the host knows, and for the device."""
+        import torch
+
+        if counts is None:
+            return [n] * self.batch, n
+        if isinstance(counts, torch.Tensor) and counts.device.type != "cpu":
+            _, given = operands.per_batch("counts", counts, self.batch, self.k.device, 0)
+            assert given is not None
+            return [n] * self.batch, given
+        known = [int(x) for x in counts]
+        if len(known) != self.batch or any(not 0 <= x <= n for x in known):
+            raise ShapeError(f"counts are {known}", numbers=f"expected {self.batch} of 0 ... {n}",
+                             remedy="One for each sequence, of the new tokens k and v hold.")
+        return known, torch.tensor(known, dtype=torch.int32, device=self.k.device)
+
+    def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor) -> None:
+        size = k.element_size()
+        vectorized = all([operands.is_vectorized(x, size, name) for x, name in (
+            (k, "k"), (v, "v"), (self.k, "the cache's k"), (self.v, "the cache's v"))])
+        kind = Kind(str(self.dtype).removeprefix("torch."), vectorized, cached=self.cached,
+                    rows=8 if n <= 8 else 32)
+        if kind not in self._runners:
+            self._runners[kind] = Runner(self.attn.append_plan(kind), emulate=self.attn.emulate)
+        numbers: dict[str, Any] = {"kv_start": 0, "kv_start_ptr": self.lengths.data_ptr()}
+        numbers |= {"new_len": count} if isinstance(count, int) else {
+            "new_len": 0, "new_len_ptr": count.data_ptr()}
+        spec = self.attn.spec
+        sizes = {"batch": self.batch, "groups": spec.kv_heads, "seqlen_q": n,
+                 "seqlen_k": self.seqlen_k}
+        self._runners[kind].run(
+            {"k_new": k, "v_new": v, "k": self.k, "v": self.v}, self.tables(), sizes,
+            {**numbers, **self.numbers()}, self.batch * spec.kv_heads * n)
+
+
+class KVCache(Cache):
+    """One stretch of memory a sequence: k [batch, groups, capacity, head_dim] and v likewise.
+
+    ``attn`` is what decodes from it; dtype and device are by default those of its tensors.
+    """
+
+    def __init__(self, attn: Attention, batch: int, capacity: int, *,
+                 dtype: torch.dtype | None = None, device: Any = None) -> None:
+        if batch < 0 or capacity < 1:
+            raise ShapeError(f"a cache for {batch} sequences of {capacity} tokens",
+                             remedy="At least one token, and no negative number of sequences.")
+        super().__init__(attn, batch, (batch, attn.spec.kv_heads, capacity), capacity, dtype,
+                         device)
