@@ -43,10 +43,10 @@ class Cache(NamedTuple):
         if not self.ring:
             return make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
         written = make("and", make("lt", kv_idx, param("kv_len", "b")),
-                       make("le", param("ring_sinks"), kv_idx), origin="ring")
-        near = make("lt", make("sub", q_idx, kv_idx), param("ring_window"), origin="ring")
+                       make("le", param("ring_sinks"), kv_idx), origin="turn")
+        near = make("lt", make("sub", q_idx, kv_idx), param("ring_window"), origin="turn")
         first = make("and", _is_first(), make("lt", idx("j"), param("kv_len", "b")))
-        return make("or", first, make("and", written, near), origin="ring")
+        return make("or", first, make("and", written, near), origin="turn")
 
     def read(self, t: Tensor, captures: Captures) -> Tensor:
         """A tensor with axes b and j, as it lies in the cache."""
@@ -88,4 +88,4 @@ def _is_first() -> Node:
 
 
 def _ring_size() -> Node:
-    return make("sub", param("seqlen_k"), param("ring_sinks"), origin="ring")
+    return make("sub", param("seqlen_k"), param("ring_sinks"), origin="turn")
