@@ -6,7 +6,7 @@ A ring holds the first ``ring_sinks`` tokens and, in the rest of its slots, the 
     p(j) = kv_len − 1 − (kv_len − 1 − j) mod n        (j for the first ones)
 
 which is the key's position for every mask and score. Keys are visible while they are the first
-ones, or fewer than ``ring_window`` tokens behind the query.
+ones, or fewer than ``ring_reach`` tokens behind the query.
 
 In pages, key j of sequence b is row j mod P of page ``page_table[b, j // P]``; kernels see the axes
 b and j they always do.
@@ -44,7 +44,7 @@ class Cache(NamedTuple):
             return make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
         written = make("and", make("lt", kv_idx, param("kv_len", "b")),
                        make("le", param("ring_sinks"), kv_idx), origin="turn")
-        near = make("lt", make("sub", q_idx, kv_idx), param("ring_window"), origin="turn")
+        near = make("lt", make("sub", q_idx, kv_idx), param("ring_reach"), origin="turn")
         first = make("and", _is_first(), make("lt", idx("j"), param("kv_len", "b")))
         return make("or", first, make("and", written, near), origin="turn")
 

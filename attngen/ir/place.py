@@ -107,6 +107,7 @@ def _cpu(kernel: Kernel) -> Kernel:
     exact = {v.name for v in kernel.values if v.dtype not in ("float16", "bfloat16")}
     kernel = _widen(kernel, {v.name for v in kernel.values})
     loaded, columns = _loaded(kernel), _operands(kernel, "b")
+    by_column = kernel.schedule.lanes == "columns"
     placed = {s.dst for s in statements(kernel.body)
               if isinstance(s, Load) and kernel.tensor(s.tensor).place}
     # Copies have padded rows. Rows that are not evenly spaced are copied, and those that are summed
@@ -118,11 +119,11 @@ def _cpu(kernel: Kernel) -> Kernel:
         if not v.axes:
             space = "scalar"
         elif v.name in loaded and v.name in columns:
-            space = "view" if v.name in exact - walked - placed else "rows"
+            space = "view" if by_column or v.name in exact - walked - placed else "rows"
         elif len(v.axes) == 1:
             space = "row" if v.axes[0] == kernel.keep else "column"
         else:
-            space = "array"
+            space = "lines" if by_column else "array"
         values.append(replace(v, space=space))
     return replace(kernel, values=tuple(values))
 

@@ -113,6 +113,8 @@ _COMBINE = Schedule(8, 16, 1, (1,), engine="simt")  # rows of all parts, joined 
 # Few rows (decode): one warp for every 16 of them, 8 without tensor cores, and tiles of keys of
 # about this size, so that several blocks share a multiprocessor and copies are under way in each.
 _DECODE_BYTES, _DECODE_STAGES = {"mma": 8192, "simt": 16384}, {"mma": (2, 2), "simt": (1, 1)}
+_MANY_COLUMNS = 256  # where keys are seen from the first on: fewer turns from k to v
+_FEW_ROWS = 16  # of a CPU: vectors of rows would be half empty, or each number of k used once
 _POSITIONS = {"i", "row", "j"}
 
 
@@ -221,7 +223,12 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     lengths take registers, which the largest tiles have not to spare. ``rows``: there are at most
     so many, 0 for any number."""
     if engine == "cpu":
-        return replace(_CPU, block_m=rows) if rows else _CPU
+        if not 0 < rows <= _FEW_ROWS:
+            return replace(_CPU, block_m=rows or _CPU.block_m)
+        begins = any(solve(n.args[0], "j").lower is not None
+                     for n in walk(*region.roots) if n.op == "visible")
+        return replace(_CPU, block_m=rows, lanes="columns",
+                       block_n=_CPU.block_n if begins else _MANY_COLUMNS)
     if region.loop == "split":
         return _COMBINE
     if rows:

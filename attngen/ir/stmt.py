@@ -46,7 +46,8 @@ class Value:
     - ``fragment``  rows × columns spread over the block's threads (GPU)
     - ``operand``   a fragment packed as the A operand of a matrix instruction (GPU)
     - ``shared``    shared memory: ``stages`` tiles at byte ``offset``, ``panel`` columns a panel
-    - ``array``     a local array, lanes innermost (CPU); ``rows`` the same, row-major
+    - ``array``     a local array, lanes innermost (CPU); ``rows`` and ``lines`` are row-major, the
+      second operand of a product and any other tile
     - ``view``      the tensor read in place (CPU)
     """
 
@@ -198,7 +199,8 @@ class Schedule:
 
     ``warps`` split the rows; ``stages`` is the ring depth of each loaded loop operand in the order
     of first use; ``vector_bytes`` is 16 (rows aligned to 16 bytes) or the element size;
-    ``min_blocks`` is the number of blocks per multiprocessor registers are budgeted for.
+    ``min_blocks`` is the number of blocks per multiprocessor registers are budgeted for. ``lanes``
+    are what the vectors of a CPU run along: "rows", or "columns" where rows are few.
     """
 
     block_m: int
@@ -208,6 +210,7 @@ class Schedule:
     vector_bytes: int = 16
     min_blocks: int = 1
     engine: str = "mma"  # "mma" (tensor cores), "simt" (float32 on CUDA cores), "cpu"
+    lanes: str = "rows"
 
 
 @dataclass(frozen=True)

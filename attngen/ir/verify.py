@@ -123,16 +123,19 @@ def check_places(graph: Graph, t: Tensor) -> None:
         raise VerifyError(f"tensor {t.name} is stored as {list(t.axes)} and seen as "
                           f"{list(t.seen)}, with places for {sorted(placed)}")
     if t.only is not None and (t.role != "output" or t.only.dtype != "bool"
-                               or set(t.only.axes) - set(t.seen)):
+                               or set(t.only.axes) - set(t.seen) or not _indexes(t.only)):
         raise VerifyError(f"tensor {t.name}: {t.only!r} does not say what is stored")
     for axis, n in t.place:
-        stray = set(n.axes) - set(t.seen)
-        if stray or n.dtype not in ("int32", "int64") or any(
-                OPS[m.op].group not in ("scalar", "leaf") for m in walk(n)):
+        if set(n.axes) - set(t.seen) or n.dtype not in ("int32", "int64") or not _indexes(n):
             raise VerifyError(f"tensor {t.name}: {n!r} is no index along {axis}")
         for m in walk(n):
             if m.op == "gather":
                 check_gather(graph.tables, m)
+
+
+def _indexes(n: Node) -> bool:
+    """Is it computed from indices, parameters and captured tensors alone?"""
+    return all(OPS[m.op].group == "scalar" or m.op in ("const", "idx", "param") for m in walk(n))
 
 
 def check_tables(graph: Graph) -> None:

@@ -29,12 +29,13 @@ BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "i
 # What a space holds: nothing but a number, one number a row or a column, a tile of the kernel's
 # rows, or any tile.
 _HOLDS = {"scalar": "number", "row": "rows", "column": "columns", "fragment": "row tile",
-          "operand": "row tile", "array": "row tile", "shared": "tile", "rows": "tile",
+          "operand": "row tile", "array": "row tile", "lines": "row tile", "shared": "tile",
+          "rows": "tile",
           "view": "tile"}
 _SPACES = {
     "mma": ("scalar", "row", "column", "fragment", "operand", "shared"),
     "simt": ("scalar", "row", "column", "fragment", "shared"),
-    "cpu": ("scalar", "row", "column", "array", "rows", "view"),
+    "cpu": ("scalar", "row", "column", "array", "lines", "rows", "view"),
 }
 _FOR_PRODUCTS = ("shared", "operand", "rows", "view")
 _STORED = {"mma": ("float16", "bfloat16", "float32"), "simt": ("float32",),
@@ -78,6 +79,8 @@ def check_placement(kernel: Kernel) -> None:
 def check_space(kernel: Kernel, v: Value) -> None:
     """The space exists on the engine and holds values of these axes."""
     engine = kernel.schedule.engine
+    if kernel.schedule.lanes == "columns" and v.space in ("array", "rows"):
+        raise VerifyError(f"value {v.name}: {v.space} has rows as lanes, the kernel columns")
     if v.space not in _SPACES[engine]:
         raise VerifyError(f"value {v.name}: no {v.space or 'missing'!r} space on {engine}; it has "
                           f"{', '.join(_SPACES[engine])}")

@@ -73,6 +73,8 @@ def check_schedule(kernel: Kernel) -> None:
                               or s.block_n % 16 or s.warps > 32):
         raise VerifyError(f"schedule {s}: warps split block_m in rows of 16 (mma) or 2 (simt), "
                           "block_n is a multiple of 16")
+    if s.lanes not in (("rows", "columns") if s.engine == "cpu" else ("rows",)):
+        raise VerifyError(f"schedule {s}: vectors run along rows, on a CPU also along columns")
     if any(not 1 <= n <= 4 for n in s.stages) or kernel.stage == "tiled" and not s.stages:
         raise VerifyError(f"stages {s.stages}: one to four")
     if s.engine == "cpu" and (s.warps, s.stages, s.min_blocks, s.vector_bytes) != (1, (1,), 1, 16):

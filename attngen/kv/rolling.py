@@ -37,7 +37,7 @@ class RollingKVCache(Cache):
         self.window, self.sinks, self.chunk = window, sinks, chunk
 
     def numbers(self) -> dict[str, int]:
-        return {"ring_sinks": self.sinks, "ring_window": self.window}
+        return {"ring_sinks": self.sinks, "ring_reach": self.window}
 
     def make_room(self, counts: Sequence[int]) -> None:
         """A ring is never full."""

@@ -54,6 +54,7 @@ class Body:
         for stmt in ir.statements(self.kernel.body):
             for name in ir.writes(stmt):
                 self.writes[name] = self.writes.get(name, 0) + 1
+        self.by_column = self.kernel.schedule.lanes == "columns"
         self.at_top = {name for s in self.kernel.body for name in ir.writes(s)}
 
     def build(self, body: tuple[ir.Stmt, ...]) -> tuple[StatementView, ...]:
@@ -86,7 +87,7 @@ class Body:
                 how = {"view": "read in place", "rows": "converted, row by row",
                        "array": "transposed: rows become lanes"}
                 space = self.kernel.value(d).space
-                return f"{self._term(d)} = {t}" + (f", {how[space]}" if space in how else "")
+                return f"{self._term(d)} = {t}" + (f", {how[space]}" if how.get(space) else "")
             case ir.Mma(dst=d, a=a, b=b, over=over, accumulate=acc):
                 product = f"sum over {over} of {self._term(a)} {self._term(b)}"
                 return f"{self._term(d)} {'+=' if acc else '='} {product}"
@@ -121,7 +122,8 @@ class Body:
         return Code(local_name(name) + index[v.space])
 
     def _elements(self, axes: tuple[str, ...], lines: tuple[Code, ...],
-                  indices: frozenset[str] = frozenset(), guard: Code | None = None) -> out.Lines:
+                  indices: frozenset[str] = frozenset(), guard: Code | None = None
+                  ) -> StatementView:
         """``lines`` for every element along ``axes``, naming the indices that are needed."""
         columns = [a for a in axes if a != self.keep]
         if len(columns) > 1:
@@ -140,12 +142,12 @@ class Body:
         """How many columns along ``axis`` lie inside the tensor."""
         return Code("columns") if axis == self.loop else EXTENT[axis]
 
-    def _fill(self, stmt: ir.Fill) -> out.Lines:
+    def _fill(self, stmt: ir.Fill) -> StatementView:
         v = self.kernel.value(stmt.dst)
         line = Code(f"{self.element(stmt.dst)} = {c_number(stmt.number, v.dtype)};")
         return self._elements(v.axes, (line,))
 
-    def _map(self, stmt: ir.Map) -> out.Lines:
+    def _map(self, stmt: ir.Map) -> StatementView:
         indices: set[str] = set()
         lines = []
         for dst, expr in zip(stmt.dsts, stmt.exprs, strict=True):
@@ -189,7 +191,7 @@ class Body:
         name = SIZE[axis]
         return self._param(name) if name.islower() else Code(name)
 
-    def _reduce(self, stmt: ir.Reduce) -> out.Lines:
+    def _reduce(self, stmt: ir.Reduce) -> StatementView:
         src, dst = self.kernel.value(stmt.src), self.kernel.value(stmt.dst)
         if src.axes != (self.keep, stmt.over) or dst.axes != (self.keep,):
             raise VerifyError(f"{dst.name}: only columns are reduced, and the rows of {src.name} "
@@ -205,7 +207,7 @@ class Body:
         text = print_expression(make("max", before, term), lambda leaf: self._leaf(leaf, set()))
         return self._elements(src.axes, (Code(f"{self.element(dst.name)} = {text};"),))
 
-    def _copy(self, stmt: ir.Copy) -> out.Lines:
+    def _copy(self, stmt: ir.Copy) -> StatementView:
         v = self.kernel.value(stmt.dst)
         line = Code(f"{self.element(stmt.dst)} = {self.element(stmt.src)};")
         return self._elements(v.axes, (line,))
@@ -234,12 +236,13 @@ class Body:
     def _load(self, stmt: ir.Load) -> out.LoadView:
         tensor, v = self.kernel.tensor(stmt.tensor), self.kernel.value(stmt.dst)
         source, stride = self._place(tensor, v)
-        if v.space == "view" and tensor.dtype != v.dtype:
+        if v.space == "view" and tensor.dtype != v.dtype and not self.by_column:
             raise VerifyError(f"{v.name}: {tensor.dtype} cannot be read in place as {v.dtype}",
                               where=self.kernel.name)
         return out.LoadView((), way=v.space, dst=local_name(v.name),
                             pointer=Code(f"const {ELEMENT[tensor.dtype]}*"), source=source,
-                            stride=stride, rows=self._rows(v), columns=self._count(v.axes[-1]))
+                            stride=stride, rows=self._rows(v), columns=self._count(v.axes[-1]),
+                            lanes=Code("rows" if v.space == "row" and self.by_column else "lanes"))
 
     def _store(self, stmt: ir.Store) -> out.StoreView:
         tensor, v = self.kernel.tensor(stmt.tensor), self.kernel.value(stmt.src)
@@ -252,7 +255,7 @@ class Body:
 
     # -- products ------------------------------------------------------------------------------
 
-    def _mma(self, stmt: ir.Mma) -> out.MmaView:
+    def _mma(self, stmt: ir.Mma) -> StatementView:
         dst, a, b = (self.kernel.value(n) for n in (stmt.dst, stmt.a, stmt.b))
         other = next(axis for axis in (*dst.axes, "?") if axis != self.keep)
         fits = (set(dst.axes) == {self.keep, other} and set(a.axes) == {self.keep, stmt.over}
@@ -296,6 +299,6 @@ class Body:
             (), axis=Code(axis), serial=self.kernel.serial, tile=EXTENT[axis], size=self.size(axis),
             begin=local_name(stmt.begin), end=local_name(stmt.end),
             full_begin=local_name(stmt.full_begin), full_end=local_name(stmt.full_end),
-            partial=any(isinstance(v, out.Lines) and v.guard for v in body),
+            partial=any(isinstance(v, out.Lines | out.RowLines) and v.guard for v in body),
             last=f"{axis}_last" in self.used or any(c and c.last for c in (visible, full)),
             visible=visible, full=full, body=body)

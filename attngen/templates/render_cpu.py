@@ -29,7 +29,8 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
         raise VerifyError(f"{kernel.name} is {kernel.stage} for engine {kernel.schedule.engine}: "
                           "place it for cpu first")
     view = view_cpu(kernel)
-    files = ["table"] if kernel.tables else []
+    files = ["few_rows"] if kernel.schedule.lanes == "columns" else []
+    files += ["table"] if kernel.tables else []
     layer = device_layer((*files, *(["philox"] if calls(kernel, "uniform") else ())))
     text = layer + "\n" + render_template("cpu/kernel.cpp.jinja", k=view)
     grid = launch_grid(kernel, (kernel.keep, kernel.head, "b"))
@@ -39,7 +40,7 @@ def render_cpu(kernel: Kernel) -> RenderedKernel:
 @cache
 def device_layer(more: tuple[str, ...] = ()) -> str:
     """The text every CPU kernel starts with, and the files only some need: "table" for captured
-    tensors, "philox" for dropout."""
+    tensors, "philox" for dropout, "few_rows" where columns are the lanes."""
     layer = (*_LAYER, *more)
     folder = Path(__file__).parent / "device" / "cpu"
     parts = [f"// -- device/cpu/{name}\n{(folder / f'{name}.h').read_text()}" for name in layer]

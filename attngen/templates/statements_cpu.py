@@ -25,9 +25,23 @@ class Lines(StatementView):
 
 
 @dataclass(frozen=True)
+class RowLines(StatementView):
+    """The same where columns are the lanes: per row when ``rows``, per column up to ``columns``."""
+
+    kind: ClassVar[str] = "row_lines"
+    rows: bool
+    row_local: Code | None
+    columns: Code | None
+    column_local: Code | None
+    lines: tuple[Code, ...]
+    guard: Code | None = None
+
+
+@dataclass(frozen=True)
 class LoadView(StatementView):
-    """A tile from memory. ``way`` is the value's space: "array", "rows", "row", "column", or
-    "view", which declares ``dst`` as a pointer of type ``pointer``."""
+    """A tile from memory. ``way`` is the value's space: "array", "rows", "lines", "row", "column",
+    or "view", which declares ``dst`` as a pointer of type ``pointer``, or without a ``stride`` as
+    the function from rows to addresses that ``source`` is then."""
 
     kind: ClassVar[str] = "load"
     way: str
@@ -37,6 +51,7 @@ class LoadView(StatementView):
     stride: Code | None
     rows: Code
     columns: Code
+    lanes: Code
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,19 @@ class StoreView(StatementView):
     src: Code
     rows: Code
     columns: Code
+
+
+@dataclass(frozen=True)
+class RowsMmaView(StatementView):
+    """A product whose columns are the lanes: ``function`` takes ``count`` rows of ``b``."""
+
+    kind: ClassVar[str] = "rows_mma"
+    function: Code
+    accumulate: Code
+    dst: Code
+    a: Code
+    b: Code
+    count: Code
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from ..ir.stmt import Kernel, Map, Value
 from ..ir.tensor import Tensor
 from .abi import Pairs, params_fields
 from .body_cpu import ELEMENT, EXTENT, Body, local_name
+from .body_cpu_columns import ColumnBody
 from .code import Code, comment
 from .expressions import c_type
 from .geometry import AXIS_NOTES, SIZE
@@ -49,6 +50,7 @@ class KernelView:
     longest_first: bool
     head: Code
     head_count: Code
+    by_row: bool
     split: bool
     packed: bool
     work: Code
@@ -65,7 +67,7 @@ def view_cpu(kernel: Kernel) -> KernelView:
     """The view of a placed kernel. Raises VerifyError for what no CPU kernel can hold and
     ScheduleError for tiles the lanes or the stack do not take."""
     _check(kernel)
-    body = Body(kernel)
+    body = ColumnBody(kernel) if kernel.schedule.lanes == "columns" else Body(kernel)
     statement_views = body.build(kernel.body)
     keep_size = body.size(kernel.keep)
     heads, tables, tensors = _tensors(kernel)
@@ -91,6 +93,7 @@ def view_cpu(kernel: Kernel) -> KernelView:
         longest_first=_bounds_move(kernel) and not kernel.split,
         head=Code(kernel.head),
         head_count=_HEADS[kernel.head],
+        by_row=not body.by_column,
         split=kernel.split,
         packed=kernel.packed,
         work=_work(kernel),
@@ -111,7 +114,7 @@ def _check(kernel: Kernel) -> None:
         raise ScheduleError(f"{lanes} rows a tile do not fill vectors", where=kernel.name,
                             remedy="Rows are the lanes of vectors: take a multiple of 8.")
     sizes = {v.name: prod(v.shape) * BYTES[v.dtype] for v in kernel.values
-             if v.space in ("array", "rows", "row", "column")}
+             if v.space in ("array", "lines", "rows", "row", "column")}
     if sum(sizes.values()) > STACK_BYTES:
         big = sorted(sizes, key=lambda name: -sizes[name])[:4]
         raise ScheduleError(
@@ -207,7 +210,8 @@ def _declared(kernel: Kernel, body: Body) -> tuple[Line, ...]:
             continue
         lanes_last = v.space == "array"
         axes = sorted(v.axes, key=lambda a: a == kernel.keep) if lanes_last else v.axes
-        dims = "".join(f"[{'LANES' if a == kernel.keep else EXTENT[a]}]" for a in axes)
+        rows = EXTENT[kernel.keep] if body.by_column else "LANES"
+        dims = "".join(f"[{rows if a == kernel.keep else EXTENT[a]}]" for a in axes)
         if v.space == "rows":
             dims = f"[{EXTENT[axes[0]]}][{body.pitch(v)}]"
         aligned = "alignas(64) " if dims else ""
@@ -218,7 +222,8 @@ def _declared(kernel: Kernel, body: Body) -> tuple[Line, ...]:
 
 def _constants(kernel: Kernel) -> tuple[Constant, ...]:
     schedule, keep = kernel.schedule, kernel.keep
-    what = {keep: "rows of a tile, which are the lanes of its vectors",
+    by_row = schedule.lanes == "rows"
+    what = {keep: "rows of a tile" + ", which are the lanes of its vectors" * by_row,
             kernel.loop: "columns of one step of the loop"}
     extents = {kernel.loop: schedule.block_n, keep: schedule.block_m}
     tiles = [Constant(EXTENT[a], extents[a], comment(f"{_PLURAL[a]}: {what[a]}"))
@@ -229,7 +234,7 @@ def _constants(kernel: Kernel) -> tuple[Constant, ...]:
         Constant(EXTENT["e"], kernel.size("head_dim_v"), comment("columns of v and o")),
         Constant(_HEADS[kernel.head], kernel.size("groups" if kernel.head == "g" else "heads"),
                  comment("key/value heads" if kernel.head == "g" else "query heads")),
-        Constant(Code("LANES"), EXTENT[keep], Code("")),
+        *([] if schedule.lanes == "columns" else [Constant(Code("LANES"), EXTENT[keep], Code(""))]),
     )
 
 
@@ -243,15 +248,22 @@ def _summary(kernel: Kernel) -> tuple[Code, ...]:
         f"A thread takes one tile of {kernel.keep} at a time, of one batch entry and head, and "
         f"walks the tiles of {kernel.loop}.",
         f"Schedule: {schedule.block_m} x {schedule.block_n} tiles.",
-        f"Rows ({kernel.keep}) are lanes of vectors throughout: sums over columns stay within a "
-        "lane, and products",
-        "multiply lanes by single numbers of k and v, which are read in the order they lie in."))
+        *_ORIENTATION[schedule.lanes]))
+
+
+_ORIENTATION = {
+    "rows": ("Rows are lanes of vectors throughout: sums over columns stay within a lane, and "
+             "products",
+             "multiply lanes by single numbers of k and v, which are read in order."),
+    "columns": ("Rows are few, so columns are lanes of vectors: k and v are read once, as they "
+                "lie, for all rows.",)}
 
 
 _PLURAL = {"i": Code("queries"), "row": Code("rows"), "j": Code("keys")}
 _HEADS = {"h": Code("HEADS"), "g": Code("GROUPS")}
 _SPACES = {"scalar": "a number", "row": "one per row", "column": "one per column",
-           "array": "columns of lanes", "rows": "rows, copied", "view": "rows, read in place"}
+           "array": "columns of lanes", "lines": "rows", "rows": "rows, copied",
+           "view": "rows, read in place"}
 
 
 def _notation(kernel: Kernel) -> tuple[Line, ...]:
