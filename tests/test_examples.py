@@ -18,6 +18,7 @@ SAYS = {
                         "ldmatrix_x4, mma_m16n8k16", "matrix instructions, 0 bank conflicts"],
     "train_gpt": ["loss 5.5", "mean difference to eager"],
     "learned_score": ["step   0: ", "slopes 0.000", "step 150: ", "teacher: "],
+    "generate": ["contiguous", "in pages of 16", "rolling", "the same bytes"],
     "shared_prompt": ["end to end: ", "cascade: ", "largest difference"],
     "minilm": ["smallest cosine similarity with eager attention", "Embeddings from generated",
                "matrix instructions (mma.m16n8k16)", "attention_sm80.cu", "Everything agrees."],
