@@ -164,7 +164,7 @@ class Attention:
         """
         found = decoding.ready(self, q, cache, sinks, num_splits, params)
         self._latest = found.variant
-        o, lse = found.variant.run(q, cache.k, cache.v, found.problem)
+        o, lse = found.variant.run(q, cache.k, cache.v, found.problem, cache.scales)
         return (o, lse) if return_lse else o
 
     def append_plan(self, kind: Kind) -> Plan:

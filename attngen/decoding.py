@@ -23,8 +23,7 @@ def ready(attn: Attention, q: Tensor, cache: Cache, sinks: Tensor | None,
     everything is checked. Raises as ``Attention.decode`` does."""
     seqlen_q = _check(attn, q, cache)
     size = q.element_size()
-    vectorized = operands.is_vectorized(q, size, "q") and all(
-        operands.is_vectorized(x, x.element_size(), "the cache") for x in (cache.k, cache.v))
+    vectorized = all([operands.is_vectorized(q, size, "q"), cache.vectorized()])
     rows = splits.tile_rows(seqlen_q, attn.group)
     parts = attn.parts(num_splits, rows, cache.batch, seqlen_q, cache.seqlen_k, q)
     kind = q.dtype, vectorized, False, False, rows, parts > 1, cache.cached

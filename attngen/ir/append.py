@@ -1,6 +1,9 @@
 """New keys and values into a cache, as a math graph: one kernel, no loop.
 
     k[b, g, slot(b, i), d] = k_new[b, g, i, d]      for i < new_len, slot by the kind of cache
+
+In eight bits: k = k_new / k_scale, k_scale = max_d |k_new| / 127 (448 for floats), rounded as it is
+stored.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from .build import graph_of, graph_tables
 from .cache import Cache
 from .capture import Captures
 from .graph import Graph
-from .node import Node, interning, param, tensor
+from .node import Node, cast, const, interning, make, param, reduce, tensor
 from .tensor import Tensor
+
+_LARGEST = {"int8": 127.0, "float8_e4m3": 448.0}
 
 
 def build_append(spec: AttentionSpec, dtype: str, cache: Cache, captures: Captures) -> Graph:
@@ -20,13 +25,25 @@ def build_append(spec: AttentionSpec, dtype: str, cache: Cache, captures: Captur
     assert spec.head_dim_v is not None
     with interning():
         start, count = param("kv_start", "b"), param("new_len", "b")
-        outputs: dict[Tensor, Node] = {}
+        found: dict[str, Node] = {}
         inputs = []
         for name, column in (("k", "d"), ("v", "e")):
             new = Tensor(f"{name}_new", ("b", "g", "i", column), dtype, "input")
-            kept = Tensor(name, ("b", "g", "j", column), cache.stored or dtype, "output")
-            outputs[cache.write(kept, start, count, captures)] = tensor(new.name, new.axes, dtype)
+            x = tensor(new.name, new.axes, dtype)
+            found[name] = x
+            if cache.stored:
+                found[name], found[f"{name}_scale"] = _scaled(x, column, _LARGEST[cache.stored])
             inputs.append(new)
+        outputs = {cache.write(Tensor(name, axes, kind, "output"), start, count, captures):
+                   found[name] for name, axes, kind in cache.tensors(dtype)}
         sizes = (("heads", spec.heads), ("groups", spec.kv_heads), ("head_dim", spec.head_dim),
                  ("head_dim_v", spec.head_dim_v))
         return graph_of("append", outputs, tuple(inputs), sizes, graph_tables(captures))
+
+
+def _scaled(x: Node, over: str, largest: float) -> tuple[Node, Node]:
+    """x as multiples of a scale whose largest are ``largest``, and the scale: a row's own."""
+    wide = cast(x, "float32")
+    scale = make("mul", reduce("max", make("abs", wide), over, origin="scale"),
+                 const(1 / largest), origin="scale")
+    return make("mul", wide, make("recip0", scale), origin=x.origin), scale

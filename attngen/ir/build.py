@@ -32,7 +32,8 @@ _NO_CACHE = Cache()
 class Scores:
     """What forward and backward start from: k and v by query head, ``product`` = q·kᵀ, ``score``
     as the scores leave it, which keys are ``visible``, and with dropout the factor ``kept`` of the
-    probabilities, 0 or 1/(1 − p)."""
+    probabilities, 0 or 1/(1 − p). Where a cache stores values in eight bits ``v_scale`` is what
+    each key's are multiplied by."""
 
     q: Node
     k: Node
@@ -41,6 +42,7 @@ class Scores:
     score: Node
     visible: Node
     kept: Node | None
+    v_scale: Node | None
     compute: str  # the type of arithmetic
     inputs: tuple[Tensor, ...]
     sizes: tuple[tuple[str, int], ...]
@@ -52,8 +54,10 @@ class Scores:
                     origin="s")
 
     def dropped(self, p: Node) -> Node:
-        """Probabilities after dropout."""
-        return p if self.kept is None else make("mul", p, self.kept, origin=p.origin)
+        """Probabilities after dropout, as weights of v."""
+        for factor in (self.kept, self.v_scale):
+            p = p if factor is None else make("mul", p, factor, origin=p.origin)
+        return p
 
 
 def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
@@ -71,10 +75,15 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
     kv_idx = cache.position()
 
     q = tensor("q", "bhid", dtype)
-    k = by_head(tensor("k", "bgjd", dtype), heads)
-    v = by_head(tensor("v", "bgje", dtype), heads)
+    stored = cache.stored or dtype
+    k = cast(by_head(tensor("k", "bgjd", stored), heads), dtype)
+    v = cast(by_head(tensor("v", "bgje", stored), heads), dtype)
 
     product = contract(q, k, "d", compute, origin="s")
+    k_scale, v_scale = (by_head(tensor(n, "bgj", "float32"), heads) if cache.stored else None
+                        for n in ("k_scale", "v_scale"))
+    if k_scale is not None:
+        product = make("mul", product, k_scale, origin="s")
     s = make("mul", product, const(spec.softmax_scale, compute), origin="scale")
     for name, score_mod in spec.score_mods():
         s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute,
@@ -84,12 +93,12 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
         mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures,
                                        spec.heads))
     inputs = (Tensor("q", tuple("bhid"), dtype, "input"),
-              *(cache.read(Tensor(name, axes, dtype, "input", heads), captures)
-                for name, axes in (("k", tuple("bgjd")), ("v", tuple("bgje")))))
+              *(cache.read(Tensor(name, axes, kind, "input", heads), captures)
+                for name, axes, kind in cache.tensors(dtype)))
     sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
              ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
     kept = _kept(captures, compute) if dropout else None
-    return Scores(q, k, v, product, s, make("visible", mask), kept, compute, inputs, sizes)
+    return Scores(q, k, v, product, s, make("visible", mask), kept, v_scale, compute, inputs, sizes)
 
 
 def _kept(captures: Captures, compute: str) -> Node:

@@ -24,11 +24,19 @@ from .tensor import Tensor
 
 class Cache(NamedTuple):
     """``page`` is the number of tokens of a page, 0 without pages; ``stored`` the type of stored
-    elements where that is not the tensors' own."""
+    elements where that is not the tensors' own: of eight bits, multiplied by a number for each
+    token and head, ``k_scale`` and ``v_scale``."""
 
     ring: bool = False
     page: int = 0
     stored: str = ""
+
+    def tensors(self, dtype: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
+        """Name, axes and type of what is kept, for tensors of ``dtype``."""
+        kind = self.stored or dtype
+        scales = ((f"{name}_scale", ("b", "g", "j"), "float32") for name in ("k", "v"))
+        return (("k", ("b", "g", "j", "d"), kind), ("v", ("b", "g", "j", "e"), kind),
+                *(scales if self.stored else ()))
 
     def position(self) -> Node:
         """Of key j."""

@@ -26,6 +26,13 @@ def round_to(x: Array, dtype: str) -> Array:
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32)
         out = rounded.view(np.float32).astype(x.dtype)
         return np.where(np.isfinite(x), out, x)
+    if dtype == "int8":
+        return np.clip(np.rint(x), -127, 127)
+    if dtype == "float8_e4m3":
+        inside = np.clip(x, -448, 448)
+        _, exponent = np.frexp(inside)
+        unit = np.exp2(np.maximum(exponent - 1, -6) - 3.0)
+        return np.rint(inside / unit) * unit
     return x.astype(np.float32).astype(x.dtype) if dtype == "float32" else x
 
 

@@ -41,7 +41,8 @@ from .summary import bound, summary
 from .tensor import Tensor
 
 Array = np.ndarray[Any, Any]
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+BYTES = {"int8": 1, "float8_e4m3": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+         "int32": 4, "int64": 8}
 
 
 class TileInterpreter:

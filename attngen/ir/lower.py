@@ -20,7 +20,7 @@ from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
 from .merge import merge_maps
 from .node import AXES, Node, cast, idx, interning, is_cheap, make, rebuild, substitute, value, walk
-from .ops import OPS
+from .ops import EIGHT_BIT, OPS
 from .ranges import share, solve_masks, tile_range
 from .split_kv import AXIS, without_parts
 from .stmt import (
@@ -227,7 +227,7 @@ class Lowering:
         if self.keep not in a.axes or self.keep in b.axes:
             raise VerifyError(f"a product of {a!r} and {b!r}: exactly one operand must carry "
                               f"the kept axis {self.keep}")
-        if b.op not in ("input", "by_head"):
+        if _leaf(b) is None:
             raise VerifyError(f"the column operand of a product must be a tensor, got {b.op} "
                               f"({b.origin}); write it to a tensor first")
         return self.emit(a), self.emit(b)
@@ -255,15 +255,14 @@ class Lowering:
 
     def _compute(self, n: Node, hint: str) -> str:
         out = self._out(n)
-        if n.op in ("input", "by_head"):
-            leaf = n if n.op == "input" else n.args[0]
+        if (leaf := _leaf(n)) is not None:
             name = self.new(f"{leaf.attr('name')}_tile", n)
             out.append(Load(name, leaf.attr("name"), origin=n.origin))
             return name
-        if n.op == "reduce" and n.attr("kind") == "sum":  # past the end of a row there are zeros
-            source, name = self.emit(n.args[0]), self.new(hint or n.origin or "sum", n)
+        if n.op == "reduce" and n.attr("kind") in ("sum", "max"):  # past the end of a row: zeros
+            source, name = self.emit(n.args[0]), self.new(hint or n.origin or n.attr("kind"), n)
             out.append(Fill(name, 0.0, origin=n.origin))
-            out.append(Reduce(name, "sum", source, n.attr("over"), True, origin=n.origin))
+            out.append(Reduce(name, n.attr("kind"), source, n.attr("over"), True, origin=n.origin))
             return name
         if n.op == "contract":
             a, b = self.operands(*n.args)
@@ -327,3 +326,12 @@ class Lowering:
 
     def _ref(self, n: Node) -> Node:
         return value(self.emit(n), n.axes, n.dtype)
+
+
+def _leaf(n: Node) -> Node | None:
+    """The tensor that ``n`` is, of any head, or of eight bits widened as it is loaded; None where
+    it is computed."""
+    if n.op == "cast" and n.args[0].dtype in EIGHT_BIT:
+        n = n.args[0]
+    leaf = n.args[0] if n.op == "by_head" else n
+    return leaf if leaf.op == "input" else None

@@ -24,7 +24,8 @@ from ..errors import VerifyError
 from .ops import FLOATS, OPS
 
 AXES = ("b", "h", "g", "split", "i", "row", "j", "d", "e")
-_RANK = {"bool": 0, "int32": 1, "int64": 2, "float16": 3, "bfloat16": 3, "float32": 4, "float64": 5}
+_RANK = {"bool": 0, "int8": 0, "float8_e4m3": 0, "int32": 1, "int64": 2, "float16": 3,
+         "bfloat16": 3, "float32": 4, "float64": 5}
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

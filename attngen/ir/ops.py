@@ -16,6 +16,7 @@ import numpy as np
 
 from .philox import uniform
 
+EIGHT_BIT = ("int8", "float8_e4m3")  # how caches may store elements; kernels widen what they load
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 

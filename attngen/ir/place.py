@@ -37,7 +37,8 @@ from .stmt import (
     writes,
 )
 
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+BYTES = {"int8": 1, "float8_e4m3": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+         "int32": 4, "int64": 8}
 _PAD = {"mma": 16, "simt": 8, "cpu": 1}
 
 
@@ -104,7 +105,9 @@ def _cpu(kernel: Kernel) -> Kernel:
         return (stmt,)
 
     kernel = _drop_unused(replace(kernel, body=rewrite_body(kernel.body, change)))
-    exact = {v.name for v in kernel.values if v.dtype not in ("float16", "bfloat16")}
+    exact = {s.dst for s in statements(kernel.body) if isinstance(s, Load)
+             and kernel.tensor(s.tensor).dtype == kernel.value(s.dst).dtype
+             and kernel.value(s.dst).dtype in ("float32", "float64")}
     kernel = _widen(kernel, {v.name for v in kernel.values})
     loaded, columns = _loaded(kernel), _operands(kernel, "b")
     by_column = kernel.schedule.lanes == "columns"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from .graph import Region
 from .node import Node, walk
+from .ops import EIGHT_BIT
 from .ranges import solve
 from .stmt import Schedule
 
@@ -213,6 +214,8 @@ def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int],
     if engine == "simt" and _kind(region) == _ASKING:
         columns = 16
     columns = min(max(columns, 16), 64 if vector_bytes == 16 else _UNALIGNED)
+    if any(n.dtype in EIGHT_BIT for n in walk(*region.roots)):
+        vector_bytes = item  # widened on the way
     stages = _DECODE_STAGES[engine] if vector_bytes == 16 else (1, 1)
     return Schedule(rows, columns, rows // unit, stages, vector_bytes, engine=engine)
 

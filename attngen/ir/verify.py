@@ -12,7 +12,7 @@ from ..errors import VerifyError
 from .bounds import EXTENTS
 from .graph import STAGES, Graph, Region, launch_network, region_network
 from .node import AXES, Node, walk
-from .ops import FLOATS, OPS
+from .ops import EIGHT_BIT, FLOATS, OPS
 from .pack import begin_of
 from .stmt import Kernel
 from .tensor import Tensor
@@ -85,7 +85,7 @@ def check_tensors(graph: Graph) -> None:
             raise VerifyError(f"tensor name {t.name!r} is no identifier")
         if set(t.seen) - set(AXES) or any(len(set(x)) != len(x) for x in (t.seen, t.axes)):
             raise VerifyError(f"tensor {t.name}: axes {list(t.seen)} are not of {', '.join(AXES)}")
-        if t.dtype not in FLOATS:
+        if t.dtype not in (*FLOATS, *EIGHT_BIT):
             raise VerifyError(f"tensor {t.name}: no tensors of {t.dtype}")
         if t.role not in ("input", "output", "workspace"):
             raise VerifyError(f"tensor {t.name}: unknown role {t.role!r}")

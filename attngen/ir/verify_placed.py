@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import VerifyError
 from .lanes import only_rescales
+from .ops import EIGHT_BIT
 from .registers import registers
 from .ring import ring_operands
 from .stmt import (
@@ -24,7 +25,8 @@ from .stmt import (
 )
 from .sync import sync_problem
 
-BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1}
+BYTES = {"int8": 1, "float8_e4m3": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8,
+         "int32": 4, "int64": 8, "bool": 1}
 
 # What a space holds: nothing but a number, one number a row or a column, a tile of the kernel's
 # rows, or any tile.
@@ -38,8 +40,8 @@ _SPACES = {
     "cpu": ("scalar", "row", "column", "array", "lines", "rows", "view"),
 }
 _FOR_PRODUCTS = ("shared", "operand", "rows", "view")
-_STORED = {"mma": ("float16", "bfloat16", "float32"), "simt": ("float32",),
-           "cpu": ("float16", "bfloat16", "float32", "float64")}
+_STORED = {"mma": ("float16", "bfloat16", "float32", *EIGHT_BIT), "simt": ("float32", *EIGHT_BIT),
+           "cpu": ("float16", "bfloat16", "float32", "float64", *EIGHT_BIT)}
 
 
 def check_placement(kernel: Kernel) -> None:
@@ -130,7 +132,9 @@ def check_ring(kernel: Kernel) -> None:
                 raise VerifyError(f"load {d}: shared memory is filled by Issue or Copy")
             case Issue(dst=d, tensor=t, ahead=ahead):
                 v = kernel.value(d)
-                if v.space != "shared" or v.dtype != kernel.tensor(t).dtype:
+                stored = kernel.tensor(t).dtype
+                widened = stored in EIGHT_BIT and kernel.schedule.vector_bytes != 16
+                if v.space != "shared" or v.dtype != stored and not widened:
                     raise VerifyError(f"issue {d}: copies {t} as it is into shared memory, not "
                                       f"into {v.dtype} {v.space}")
                 if (ahead is None) == (kernel.loop in v.axes) or (ahead or 0) < 0:

@@ -7,7 +7,7 @@ from .bounds import EXTENTS
 from .evaluated import evaluated, gathered
 from .graph import Graph
 from .node import Node, walk
-from .ops import OPS, PROOF_OPS
+from .ops import EIGHT_BIT, OPS, PROOF_OPS
 from .show import formula
 from .stmt import (
     Barrier,
@@ -80,6 +80,10 @@ def check_schedule(kernel: Kernel) -> None:
     if s.engine == "cpu" and (s.warps, s.stages, s.min_blocks, s.vector_bytes) != (1, (1,), 1, 16):
         raise VerifyError(f"schedule {s}: a CPU kernel has no warps, stages or vectors to choose")
     size = max(BYTES[t.dtype] for t in kernel.tensors) if s.engine == "simt" else 2
+    if s.engine != "cpu" and s.vector_bytes == 16 and any(
+            isinstance(x, Issue) and kernel.tensor(x.tensor).dtype in EIGHT_BIT
+            for x in statements(kernel.body)):
+        raise VerifyError(f"schedule {s}: what is widened on its way passes through registers")
     if s.vector_bytes not in (16, size):
         raise VerifyError(f"vector_bytes {s.vector_bytes}: 16 or the element size")
 

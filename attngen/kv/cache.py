@@ -11,6 +11,7 @@ from ..errors import (
     HeadsError,
     KVCacheFullError,
     ShapeError,
+    UnknownNameError,
 )
 from ..runtime import operands
 from ..runtime.runner import Runner
@@ -32,20 +33,26 @@ class Cache:
 
     ``k`` and ``v`` hold the elements, their last dimension head_dim or head_dim_v; how the others
     lie is the kind's own. ``seqlen_k`` is how many keys kernels are to look at.
+
+    With ``quantize``, "int8" or "float8_e4m3", elements take eight bits and are multiples of a
+    float32 for each token and head, in ``scales``: the largest is 127 or 448 times that.
     """
 
-    cached = Cached()
-
     def __init__(self, attn: Attention, batch: int, shape: tuple[int, int, int], seqlen_k: int,
-                 dtype: torch.dtype | None, device: Any) -> None:
+                 dtype: torch.dtype | None, device: Any, quantize: str | None,
+                 cached: Cached) -> None:
         import torch
 
         spec = attn.spec
         self.attn, self.batch, self.seqlen_k = attn, batch, seqlen_k
         self.dtype = dtype or getattr(torch, attn.dtype)
         self.device = torch.device(device or attn.device_type)
-        self.k = torch.zeros(*shape, spec.head_dim, dtype=self.dtype, device=self.device)
-        self.v = torch.zeros(*shape, spec.head_dim_v or 0, dtype=self.dtype, device=self.device)
+        stored = self.dtype if quantize is None else _eight_bits(quantize)
+        self.cached = cached._replace(stored=quantize or "")
+        self.k = torch.zeros(*shape, spec.head_dim, dtype=stored, device=self.device)
+        self.v = torch.zeros(*shape, spec.head_dim_v or 0, dtype=stored, device=self.device)
+        self.scales: dict[str, Tensor] = {} if quantize is None else {
+            name: torch.zeros(shape, device=self.device) for name in ("k_scale", "v_scale")}
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._longest = [0] * batch  # lengths, or more where only the device knows
         self._runners: dict[Kind, Runner] = {}
@@ -107,8 +114,14 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of one sequence, over all key/value heads."""
-        return (self.k.shape[-1] + self.v.shape[-1]) * self.k.element_size() * self.k.shape[1]
+        """Of one sequence, over all key/value heads, scales included."""
+        elements = (self.k.shape[-1] + self.v.shape[-1]) * self.k.element_size()
+        return (elements + 4 * len(self.scales)) * int(self.k.shape[1])
+
+    def vectorized(self) -> bool:
+        """Whether rows of k and v begin on 16-byte boundaries."""
+        return all(operands.is_vectorized(x, x.element_size(), "the cache")
+                   for x in (self.k, self.v))
 
     # -- checks and kernels -----------------------------------------------------------------------
 
@@ -150,8 +163,8 @@ class Cache:
 
     def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor) -> None:
         size = k.element_size()
-        vectorized = all([operands.is_vectorized(x, size, name) for x, name in (
-            (k, "k"), (v, "v"), (self.k, "the cache's k"), (self.v, "the cache's v"))])
+        vectorized = all([operands.is_vectorized(k, size, "k"), self.vectorized(),
+                          operands.is_vectorized(v, size, "v")])
         kind = Kind(str(self.dtype).removeprefix("torch."), vectorized, cached=self.cached,
                     rows=8 if n <= 8 else 32)
         if kind not in self._runners:
@@ -163,7 +176,7 @@ class Cache:
         sizes = {"batch": self.batch, "groups": spec.kv_heads, "seqlen_q": n,
                  "seqlen_k": self.seqlen_k}
         self._runners[kind].run(
-            {"k_new": k, "v_new": v, "k": self.k, "v": self.v}, self.tables(), sizes,
+            {"k_new": k, "v_new": v, "k": self.k, "v": self.v, **self.scales}, self.tables(), sizes,
             {**numbers, **self.numbers()}, self.batch * spec.kv_heads * n)
 
 
@@ -174,9 +187,20 @@ class KVCache(Cache):
     """
 
     def __init__(self, attn: Attention, batch: int, capacity: int, *,
-                 dtype: torch.dtype | None = None, device: Any = None) -> None:
+                 dtype: torch.dtype | None = None, device: Any = None,
+                 quantize: str | None = None) -> None:
         if batch < 0 or capacity < 1:
             raise ShapeError(f"a cache for {batch} sequences of {capacity} tokens",
                              remedy="At least one token, and no negative number of sequences.")
         super().__init__(attn, batch, (batch, attn.spec.kv_heads, capacity), capacity, dtype,
-                         device)
+                         device, quantize, Cached())
+
+
+def _eight_bits(name: str) -> torch.dtype:
+    """torch's type of that name. Raises UnknownNameError."""
+    import torch
+
+    kinds = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
+    if name not in kinds:
+        raise UnknownNameError("quantised type", name, kinds, where="quantize")
+    return kinds[name]

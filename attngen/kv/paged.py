@@ -32,7 +32,7 @@ class PagedKVCache(Cache):
 
     def __init__(self, attn: Attention, batch: int, num_pages: int, *, page_size: int = 16,
                  capacity: int | None = None, dtype: torch.dtype | None = None,
-                 device: Any = None) -> None:
+                 device: Any = None, quantize: str | None = None) -> None:
         import torch
 
         if batch < 0 or num_pages < 1 or not 1 <= page_size <= _LARGEST:
@@ -40,9 +40,8 @@ class PagedKVCache(Cache):
                              numbers=f"page_size is 1 ... {_LARGEST}",
                              remedy="At least one page; 16 tokens are a common size.")
         most = num_pages if capacity is None else -(-capacity // page_size)
-        self.cached = Cached(page=page_size)
         super().__init__(attn, batch, (num_pages + 1, attn.spec.kv_heads, page_size),
-                         most * page_size, dtype, device)
+                         most * page_size, dtype, device, quantize, Cached(page=page_size))
         self.page_size = page_size
         self.page_table = torch.zeros(batch, most, dtype=torch.int32, device=self.device)
         self.pool = PagePool(num_pages)
@@ -114,7 +113,8 @@ class PagedKVCache(Cache):
         """Copies of the pages from the ``first`` shared one on that others hold, too."""
         for n in range(first, len(self._pages[b])):
             old, (new,) = self._pages[b][n], self.pool.take(1)
-            self.k[new], self.v[new] = self.k[old], self.v[old]
+            for kept in (self.k, self.v, *self.scales.values()):
+                kept[new] = kept[old]
             self.pool.release([old])
             self._pages[b][n] = new
 

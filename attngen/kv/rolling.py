@@ -25,15 +25,15 @@ class RollingKVCache(Cache):
     head_dim].
     """
 
-    cached = Cached(ring=True)
-
     def __init__(self, attn: Attention, batch: int, window: int, *, sinks: int = 0,
-                 chunk: int = 16, dtype: torch.dtype | None = None, device: Any = None) -> None:
+                 chunk: int = 16, dtype: torch.dtype | None = None, device: Any = None,
+                 quantize: str | None = None) -> None:
         if batch < 0 or window < 1 or sinks < 0 or chunk < 1:
             raise ShapeError(f"a ring for {batch} sequences with window={window}, sinks={sinks}, "
                              f"chunk={chunk}", remedy="window and chunk are at least 1.")
         slots = sinks + window + chunk - 1
-        super().__init__(attn, batch, (batch, attn.spec.kv_heads, slots), slots, dtype, device)
+        super().__init__(attn, batch, (batch, attn.spec.kv_heads, slots), slots, dtype, device,
+                         quantize, Cached(ring=True))
         self.window, self.sinks, self.chunk = window, sinks, chunk
 
     def numbers(self) -> dict[str, int]:

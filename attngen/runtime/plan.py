@@ -29,7 +29,7 @@ SIZE_OF: dict[str, str] = {
 }
 ITEMSIZE: dict[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2,
-    "int8": 1, "uint8": 1, "bool": 1,
+    "int8": 1, "uint8": 1, "bool": 1, "float8_e4m3": 1,
 }
 
 _CODE: dict[str, str] = {"pointer": "Q", "int64": "q", "int32": "i", "float32": "f", "float64": "d"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import operands
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING = Captured()
+_NONE: Mapping[str, Tensor] = {}
 
 
 class Cached(NamedTuple):
@@ -91,15 +93,17 @@ class Variant:
         self.packed = "b" not in plan.tensor("q").axes
         self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """(o, lse) for operands that ``operands.check_tensors`` accepted."""
+    def run(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem,
+            scales: Mapping[str, Tensor] = _NONE) -> tuple[Tensor, Tensor]:
+        """(o, lse) for operands that ``operands.check_tensors`` accepted; ``scales`` are those of
+        keys and values in eight bits."""
         shape = (*q.shape[:3], self._fixed.head_dim_v)
         o = q.new_empty(shape) if q.is_contiguous() \
             else q.new_empty_strided(shape, operands.ordered_strides(q, shape))
         lse = q.new_empty(shape[:3], dtype=self._lse_dtype)
         if not (problem.batch and problem.seqlen_q):
             return o, lse
-        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse, **scales}
         if self.packed:
             tensors = {name: t[0] for name, t in tensors.items()}
         self._runner.run(tensors, problem.tables, problem.sizes(self._fixed), problem.params,

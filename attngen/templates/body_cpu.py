@@ -22,8 +22,8 @@ from .names import c_name
 from .statements import StatementView
 from .storage import offset, place
 
-ELEMENT = {"bfloat16": "bf16_t", "float16": "f16_t", "float32": "float", "float64": "double",
-           "int32": "int"}
+ELEMENT = {"int8": "int8_t", "float8_e4m3": "e4m3_t", "bfloat16": "bf16_t", "float16": "f16_t",
+           "float32": "float", "float64": "double", "int32": "int"}
 # Extent of a local array along an axis.
 EXTENT = {"i": Code("BLOCK_M"), "row": Code("BLOCK_M"), "j": Code("BLOCK_N"),
           "d": Code("HEAD_DIM"), "e": Code("HEAD_DIM_V"), "split": Code("1")}

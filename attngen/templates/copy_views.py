@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir import stmt as ir
+from ..ir.ops import EIGHT_BIT
 from . import statements as out
 from .code import Code
 from .context import Context, Scope
@@ -38,15 +39,14 @@ def issue(context: Context, stmt: ir.Issue, scope: Scope) -> out.IssueView:
     if tensor.place:
         place = offset(tensor, context.position(tensor, (rows,)))
         row_at = Code(f"{c_name(tensor.name)} + {place}")
-        context.used.add("issue_rows")
-    else:
-        context.used.add("issue_tile")
+    way = "widen" if tensor.dtype in EIGHT_BIT else "issue"
+    context.used.add(f"{way}_{'rows' if row_at else 'tile'}")
     return out.IssueView(
         (), guard=guard, locals=local, tile=tile.type, to=context.base(stmt.dst, scope, ahead),
         source=Code(f"{tile.name}_from" + (f" + {at}" if at else "")),
         stride=Code(f"params.{c_name(tensor.name)}_stride_{rows}"),
         rows=_left(context, rows, position), cols=_left(context, cols, position), row_at=row_at,
-        row=Code(rows), first=Code(position.get(rows, "0")))
+        way=Code(way), row=Code(rows), first=Code(position.get(rows, "0")))
 
 
 def tile_number(loop: ir.Loop, inside: bool, ahead: int) -> Code:

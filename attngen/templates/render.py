@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import VerifyError
 from ..ir.evaluated import calls
+from ..ir.ops import EIGHT_BIT
 from ..ir.stmt import Kernel
 from .abi import Pairs, params_fields
 from .block_order import block_order
@@ -70,4 +71,6 @@ def _files(kernel: Kernel) -> tuple[str, ...]:
         files.append("matrix")
     if calls(kernel, "uniform"):
         files.append("philox")
+    if any(t.dtype in EIGHT_BIT for t in kernel.tensors):
+        files.append("eight_bit")
     return tuple(files)

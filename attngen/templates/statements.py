@@ -140,7 +140,8 @@ class StoreRows(StatementView):
 
 @dataclass(frozen=True)
 class IssueView(StatementView):
-    """Copy a tile into shared memory if ``guard`` holds. ``locals`` come first. The share of a
+    """Copy a tile into shared memory if ``guard`` holds; ``way`` is "issue", or "widen" for eight
+    bits. ``locals`` come first. The share of a
     thread begins at ``source``; where rows are not evenly spaced ``row_at`` is the address of the
     row called ``row``, and the tile's first is ``first``."""
 
@@ -154,6 +155,7 @@ class IssueView(StatementView):
     rows: Code
     cols: Code
     row_at: Code | None = None
+    way: Code = Code("issue")
     row: Code = Code("")
     first: Code = Code("0")
 

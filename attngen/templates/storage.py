@@ -16,8 +16,10 @@ from .geometry import TILE, Geometry
 from .names import c_name
 from .statements import Line
 
-ELEMENT = {"bfloat16": "bf16_t", "float16": "f16_t", "float32": "float", "int32": "int"}
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4}
+ELEMENT = {"int8": "s8_t", "float8_e4m3": "e4m3_t", "bfloat16": "bf16_t", "float16": "f16_t",
+           "float32": "float", "int32": "int"}
+ITEM_BYTES = {"int8": 1, "float8_e4m3": 1, "bfloat16": 2, "float16": 2, "float32": 4,
+              "int32": 4}
 
 
 # Captured tensors are stored in more types than kernels compute in.
@@ -140,7 +142,7 @@ def copy_source(tile: SharedTile, tensor: Tensor, row_axis: str) -> Line:
     name = c_name(tensor.name)
     start = (f"{name} + {tile.type}::copy_row() * params.{stride_name(tensor, row_axis)} + "
              f"{tile.type}::copy_col()")
-    return Line(Code(f"const {tile.element}* {tile.name}_from = {start};"), Code(""))
+    return Line(Code(f"const {ELEMENT[tensor.dtype]}* {tile.name}_from = {start};"), Code(""))
 
 
 def offset(tensor: Tensor, position: dict[str, str]) -> Code:

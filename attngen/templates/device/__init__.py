@@ -17,7 +17,7 @@ END = "// ==== attngen device layer: end ===="
 
 # Order of inclusion; a file may use those before it. "types" is always there.
 ORDER = ("types", "thread", "shared", "async_copy", "matrix", "convert", "global", "math", "table",
-         "ops", "philox")
+         "ops", "philox", "eight_bit")
 
 
 def device_text(files: Iterable[str], language: str = "cuda") -> str:
@@ -31,6 +31,8 @@ def device_text(files: Iterable[str], language: str = "cuda") -> str:
         raise UnknownNameError("device file", min(unknown), ORDER)
     if "table" in wanted:
         wanted |= {"convert", "global", "math"}
+    if "eight_bit" in wanted:
+        wanted |= {"convert", "global"}
     if "ops" in wanted:
         wanted.add("math")
     if "philox" in wanted:

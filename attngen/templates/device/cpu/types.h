@@ -8,6 +8,8 @@
 // Sixteen-bit storage. Arithmetic happens in float; these only carry bits to and from memory.
 struct bf16_t { uint16_t bits; };
 struct f16_t { uint16_t bits; };
+// Eight bits, of caches: int8_t, and floats with four bits of exponent and three of fraction (e4m3).
+struct e4m3_t { uint8_t bits; };
 
 static constexpr float NEG_INF = -__builtin_inff();
 
@@ -34,6 +36,14 @@ INLINE float to_real(f16_t x) {
     return bit_cast<float>(sign | (magnitude < 0x0f800000u ? finite : magnitude | 0x7f800000u));
 }
 
+INLINE float to_real(int8_t x) { return (float)x; }
+INLINE float to_real(e4m3_t x) {  // from a bias of 7 to one of 127, likewise
+    const uint32_t sign = (uint32_t)(x.bits & 0x80u) << 24;
+    const uint32_t magnitude = (uint32_t)(x.bits & 0x7fu) << 20;
+    const uint32_t scaled = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p120f);
+    return bit_cast<float>(sign | (magnitude == 0x7f00000u ? 0x7fc00000u : scaled));
+}
+
 // -- from arithmetic to storage: to nearest, ties to even ------------------------------------------
 
 INLINE void put(float& y, float x) { y = x; }
@@ -56,6 +66,21 @@ INLINE void put(f16_t& y, float x) {
     const uint32_t special = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
     const uint32_t finite = bits < 0x38800000u ? subnormal : normal;
     y.bits = (uint16_t)(sign | (bits < 0x477ff000u ? finite : special));
+}
+
+// What is too large becomes the largest. Where floats lie one apart, adding rounds.
+INLINE float nearest_f32(float x) { return x + 12582912.0f - 12582912.0f; }
+INLINE void put(int8_t& y, float x) {
+    y = (int8_t)nearest_f32(x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x);
+}
+INLINE void put(e4m3_t& y, float x) {
+    const uint32_t sign = (bit_cast<uint32_t>(x) >> 24) & 0x80u;
+    const float magnitude = bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
+    const float inside = magnitude > 448.0f ? 448.0f : magnitude;
+    const uint32_t bits = bit_cast<uint32_t>(inside);
+    const uint32_t normal = ((bits + 0x7ffffu + ((bits >> 20) & 1u)) >> 20) - 960u;
+    const uint32_t subnormal = (uint32_t)nearest_f32(inside * 512.0f);
+    y.bits = (uint8_t)(sign | (x != x ? 0x7fu : inside < 0x1p-6f ? subnormal : normal));
 }
 
 // -- vectors ---------------------------------------------------------------------------------------
