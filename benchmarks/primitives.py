@@ -212,6 +212,17 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     *(Primitive(f"pack_{kind}", 2, 2, f"y[0] = pack(real(x[0]), real(x[1]), {kind}_t{{}}); "
                 f"y[1] = from_float<{kind}_t>(real(x[1])).bits;", _floats)
       for kind in ("bf16", "f16")),
+    *(Primitive(f"to_float_{kind}", 1, 1, f"y[0] = word(to_float({kind}_t{{"
+                f"static_cast<{c} char>(x[0])}}));", _bits, 0.0)
+      for kind, c in (("s8", "signed"), ("e4m3", "unsigned"))),
+    *(Primitive(f"from_float_{kind}", 1, 1, "y[0] = static_cast<unsigned char>(from_float<"
+                f"{kind}_t>(real(x[0])).bits);", _scaled(scale), 0.0)
+      for kind, scale in (("s8", 60.0), ("e4m3", 100.0))),
+    Primitive("nearest_f32", 1, 1, "y[0] = word(nearest_f32(real(x[0])));", _scaled(1000.0), 0.0),
+    Primitive("byte_of", 2, 1, "y[0] = word(byte_of<e4m3_t>(x[0], int(x[1] % 4u)));", _bits, 0.0),
+    *(Primitive(f"widen_{tag}", 4, 4, f"widen(y, reinterpret_cast<const e4m3_t*>(from), {value});",
+                _bits, 0.0) for tag, value in (("bf16", "bf16_t{}"), ("f16", "f16_t{}"),
+                                               ("float", "1.0f"))),
     Primitive("from_float", 1, 1, "y[0] = word(from_float<float>(to_float(real(x[0]))));", _floats,
               0.0),
     _exchange("sts_f32", 1, "sts_f32({at}, real(x[0]))", "y[0] = word(lds_f32({at}))", 4),

@@ -13,7 +13,8 @@ from .build import graph_of, graph_tables
 from .cache import Cache
 from .capture import Captures
 from .graph import Graph
-from .node import Node, cast, const, interning, make, param, reduce, tensor
+from .node import Node, cast, const, idx, interning, make, param, reduce, tensor
+from .rotary import exchanged, rotated
 from .tensor import Tensor
 
 _LARGEST = {"int8": 127.0, "float8_e4m3": 448.0}
@@ -26,14 +27,18 @@ def build_append(spec: AttentionSpec, dtype: str, cache: Cache, captures: Captur
     with interning():
         start, count = param("kv_start", "b"), param("new_len", "b")
         found: dict[str, Node] = {}
-        inputs = []
+        inputs: list[Tensor] = []
         for name, column in (("k", "d"), ("v", "e")):
             new = Tensor(f"{name}_new", ("b", "g", "i", column), dtype, "input")
+            inputs.append(new)
             x = tensor(new.name, new.axes, dtype)
-            found[name] = x
+            if cache.rope and name == "k":
+                inputs.append(exchanged(new, cache.rope, cache.rotary, "k_pair"))
+                position = make("add", start, idx("i"), origin="kv_idx")
+                x = rotated(x, inputs[-1], position, cache.rope, cache.rotary, captures)
+            found[name] = x if x.dtype == dtype else cast(x, dtype)
             if cache.stored:
                 found[name], found[f"{name}_scale"] = _scaled(x, column, _LARGEST[cache.stored])
-            inputs.append(new)
         outputs = {cache.write(Tensor(name, axes, kind, "output"), start, count, captures):
                    found[name] for name, axes, kind in cache.tensors(dtype)}
         sizes = (("heads", spec.heads), ("groups", spec.kv_heads), ("head_dim", spec.head_dim),

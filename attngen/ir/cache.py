@@ -25,11 +25,14 @@ from .tensor import Tensor
 class Cache(NamedTuple):
     """``page`` is the number of tokens of a page, 0 without pages; ``stored`` the type of stored
     elements where that is not the tensors' own: of eight bits, multiplied by a number for each
-    token and head, ``k_scale`` and ``v_scale``."""
+    token and head, ``k_scale`` and ``v_scale``. New keys are turned by their positions in the style
+    ``rope``, ``rotary`` of their columns (``rotary.py``)."""
 
     ring: bool = False
     page: int = 0
     stored: str = ""
+    rope: str = ""
+    rotary: int = 0
 
     def tensors(self, dtype: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
         """Name, axes and type of what is kept, for tensors of ``dtype``."""

@@ -19,8 +19,8 @@ from .tensor import Tensor
 def group_size(graph: Graph) -> int:
     """How many query heads the rows of a tile can be of: 1 where groups are of different sizes, or
     where what is visible depends on the head."""
-    heads = next((t.by_head for t in graph.tensors if t.by_head), ())
-    groups = max(heads, default=0) + 1
+    heads = next((t.by_head for t in graph.tensors if t.by_head), (0,))
+    groups = max(heads) + 1
     size = len(heads) // groups
     if heads != tuple(h // size for h in range(len(heads))):
         return 1

@@ -109,6 +109,7 @@ _PACKED_COLUMNS = 112
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
 _ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # sums along rows of tensors: many small parts
+_APPEND = Schedule(8, 32, 4, (1,), engine="simt")  # tokens into a cache: often one a sequence
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 _COMBINE = Schedule(8, 16, 1, (1,), engine="simt")  # rows of all parts, joined one after the other
 # Few rows (decode): one warp for every 16 of them, 8 without tensor cores, and tiles of keys of
@@ -214,8 +215,6 @@ def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int],
     if engine == "simt" and _kind(region) == _ASKING:
         columns = 16
     columns = min(max(columns, 16), 64 if vector_bytes == 16 else _UNALIGNED)
-    if any(n.dtype in EIGHT_BIT for n in walk(*region.roots)):
-        vector_bytes = item  # widened on the way
     stages = _DECODE_STAGES[engine] if vector_bytes == 16 else (1, 1)
     return Schedule(rows, columns, rows // unit, stages, vector_bytes, engine=engine)
 
@@ -234,12 +233,16 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
                        block_n=_CPU.block_n if begins else _MANY_COLUMNS)
     if region.loop == "split":
         return _COMBINE
-    if rows:
-        return _few_rows(engine, rows, region, sizes, vector_bytes)
+    if any(n.dtype in EIGHT_BIT for n in walk(*region.roots)):
+        vector_bytes = 2 if engine == "mma" else 4  # widened on their way through registers
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
+        if all(t.place for t, _ in region.outputs):
+            return _APPEND
         if any(set(n.axes) & set("de") for n in walk(*region.roots)):
             return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
+    if rows:
+        return _few_rows(engine, rows, region, sizes, vector_bytes)
     if sum(n.op == "contract" and n.attr("over") in "de" for n in walk(*region.roots)) > 1:
         return _backward(engine, region, sizes, limits, vector_bytes, packed)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..attention import Attention
+    from .rope import Rope
 
 
 class Cache:
@@ -81,21 +82,26 @@ class Cache:
 
     # -- use --------------------------------------------------------------------------------------
 
-    def append(self, k: Tensor, v: Tensor, counts: Sequence[int] | Tensor | None = None) -> None:
+    def append(self, k: Tensor, v: Tensor, counts: Sequence[int] | Tensor | None = None, *,
+               rope: Rope | None = None) -> None:
         """Write new tokens behind those there are: k [batch, groups, n, head_dim],
         v [batch, groups, n, head_dim_v], of the cache's dtype and device.
 
         ``counts``, one for each sequence, says how many of the n are meant, from the first on; the
-        default is all. An int32 tensor on a GPU is not looked at: then n must fit.
+        default is all. An int32 tensor on a GPU is not looked at: then n must fit. With ``rope``
+        keys are turned by their positions, the sequence's length counting on, before they are
+        written; positions past its tables give 0.
 
         Raises KVCacheFullError, ShapeError, HeadsError, DtypeError or DeviceError before anything
         is written.
         """
         n = self._check_new(k, v)
+        if rope is not None:
+            self._check_rope(rope)
         known, given = self._counts(counts, n)
         self.make_room(known)
         if n and self.batch:
-            self._launch(k, v, n, given)
+            self._launch(k, v, n, given, rope)
         self.lengths += given
         self._longest = [a + b for a, b in zip(self._longest, known, strict=True)]
 
@@ -144,6 +150,19 @@ class Cache:
                                   remedy="Move it with .to().")
         return int(k.shape[2])
 
+    def _check_rope(self, rope: Rope) -> None:
+        """Raises ShapeError, DtypeError or DeviceError."""
+        for name, t in (("cos", rope.cos), ("sin", rope.sin)):
+            if t.dim() != 2 or t.shape != rope.cos.shape or rope.rotary_dim > self.k.shape[-1]:
+                raise ShapeError(f"{name} has shape {tuple(t.shape)}", numbers="expected "
+                                 f"(positions, at most {self.k.shape[-1] // 2})",
+                                 remedy="One angle for each position and pair of columns.")
+            if str(t.dtype) != "torch.float32":
+                raise DtypeError(f"{name} is {t.dtype}", remedy="Tables are float32.")
+            if t.device != self.k.device:
+                raise DeviceError(f"{name} is on {t.device}, the cache on {self.k.device}",
+                                  remedy="Move it with .to().")
+
     def _counts(self, counts: Sequence[int] | Tensor | None,
                 n: int) -> tuple[list[int], int | Tensor]:
         """How many tokens each sequence gets: at most, as the host knows, and for the device."""
@@ -161,11 +180,18 @@ class Cache:
                              remedy="One for each sequence, of the new tokens k and v hold.")
         return known, torch.tensor(known, dtype=torch.int32, device=self.k.device)
 
-    def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor) -> None:
+    def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor,
+                rope: Rope | None = None) -> None:
         size = k.element_size()
         vectorized = all([operands.is_vectorized(k, size, "k"), self.vectorized(),
                           operands.is_vectorized(v, size, "v")])
-        kind = Kind(str(self.dtype).removeprefix("torch."), vectorized, cached=self.cached,
+        cached, tables, tensors = self.cached, self.tables(), {"k_new": k, "v_new": v}
+        if rope is not None:
+            style = "interleaved" if rope.interleaved else "half"
+            cached = cached._replace(rope=style, rotary=rope.rotary_dim)
+            tables |= {"rope_cos": rope.cos, "rope_sin": rope.sin}
+            tensors["k_pair"] = k
+        kind = Kind(str(self.dtype).removeprefix("torch."), vectorized, cached=cached,
                     rows=8 if n <= 8 else 32)
         if kind not in self._runners:
             self._runners[kind] = Runner(self.attn.append_plan(kind), emulate=self.attn.emulate)
@@ -176,7 +202,7 @@ class Cache:
         sizes = {"batch": self.batch, "groups": spec.kv_heads, "seqlen_q": n,
                  "seqlen_k": self.seqlen_k}
         self._runners[kind].run(
-            {"k_new": k, "v_new": v, "k": self.k, "v": self.v, **self.scales}, self.tables(), sizes,
+            {**tensors, "k": self.k, "v": self.v, **self.scales}, tables, sizes,
             {**numbers, **self.numbers()}, self.batch * spec.kv_heads * n)
 
 

@@ -26,6 +26,8 @@ class Cached(NamedTuple):
     ring: bool = False
     page: int = 0
     stored: str = ""
+    rope: str = ""
+    rotary: int = 0
 
 
 class Kind(NamedTuple):

@@ -233,8 +233,18 @@ class Body:
         stride = stride_name(tensor, v.axes[0]) if len(v.axes) > 1 else ""
         return start, Code(f"params.{stride}" if stride else "1")
 
-    def _load(self, stmt: ir.Load) -> out.LoadView:
+    def _elementwise(self, tensor: Tensor, v: ir.Value) -> StatementView:
+        """A load of a row tile whose columns do not lie next to each other."""
+        placed = place(tensor, lambda n: print_expression(n, lambda x: self._leaf(x, set())))
+        at = offset(tensor, {**{a: a for a in v.axes}, **placed})
+        inside = f"{self.keep} < {self.size(self.keep)}"
+        line = f"{self.element(v.name)} = {inside} ? to_real({local_name(tensor.name)}[{at}]) : 0;"
+        return self._elements(v.axes, (Code(line),), frozenset(v.axes))
+
+    def _load(self, stmt: ir.Load) -> StatementView:
         tensor, v = self.kernel.tensor(stmt.tensor), self.kernel.value(stmt.dst)
+        if v.axes[-1] in dict(tensor.place) and v.axes[-1] in "de":
+            return self._elementwise(tensor, v)
         source, stride = self._place(tensor, v)
         if v.space == "view" and tensor.dtype != v.dtype and not self.by_column:
             raise VerifyError(f"{v.name}: {tensor.dtype} cannot be read in place as {v.dtype}",

@@ -132,4 +132,6 @@ def _row_group(kernel: Kernel) -> int:
     memory at once: four rows apart they hit different banks in 128-byte panels, one row apart in
     64-byte ones."""
     targets = [kernel.value(s.dst) for s in statements(kernel.body) if isinstance(s, Copy)]
-    return 1 if any(v.space == "shared" and v.panel == 16 for v in targets) else 4
+    whole = kernel.schedule.block_m % (8 * kernel.schedule.warps) == 0 or any(
+        v.space == "shared" for v in targets)
+    return 4 if whole and not any(v.space == "shared" and v.panel == 16 for v in targets) else 1

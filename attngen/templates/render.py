@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import VerifyError
@@ -45,10 +46,20 @@ def render_cuda(kernel: Kernel, target: str) -> RenderedKernel:
         raise VerifyError(f"{kernel.name} is {kernel.stage} for engine {kernel.schedule.engine}: "
                           "place it for mma or simt first")
     view = view_cuda(kernel, target)
-    text = device_text(_files(kernel)) + "\n" + render_template("cuda/kernel.cu.jinja", k=view)
+    own = _used_constants(render_template("cuda/kernel.cu.jinja", k=view))
+    text = device_text(_files(kernel)) + "\n" + own
     return RenderedKernel(view.entry, text, params_fields(kernel),
                           launch_grid(kernel, block_order(kernel).axes),
                           32 * kernel.schedule.warps, kernel.shared_bytes)
+
+
+def _used_constants(text: str) -> str:
+    """The text without constants that nothing in it names: not every kernel multiplies."""
+    for name in re.findall(r"^constexpr int (\w+) = ", text, re.MULTILINE):
+        if len(re.findall(rf"\b{name}\b", re.sub("//.*", "", text))) == 1:
+            return _used_constants(re.sub(rf"^constexpr int {name} = .*\n", "", text,
+                                          flags=re.MULTILINE))
+    return text
 
 
 def launch_grid(kernel: Kernel, axes: tuple[str, str, str]) -> tuple[tuple[str, int, str], ...]:

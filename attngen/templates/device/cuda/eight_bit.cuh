@@ -9,14 +9,17 @@ struct e4m3_t { unsigned char bits; };
 // 127, and turns subnormal numbers into ordinary ones.
 DEVICE_FN float to_float(s8_t x) { return static_cast<float>(x.bits); }
 DEVICE_FN float to_float(e4m3_t x) {
-    const u32 sign = static_cast<u32>(x.bits & 0x80) << 24, magnitude = static_cast<u32>(x.bits & 0x7f) << 20;
+    const u32 sign = static_cast<u32>(x.bits & 0x80) << 24;
+    const u32 magnitude = static_cast<u32>(x.bits & 0x7f) << 20;
     const u32 scaled = __builtin_bit_cast(u32, __builtin_bit_cast(float, magnitude) * 0x1p120f);
     return __builtin_bit_cast(float, sign | ((x.bits & 0x7f) == 0x7f ? 0x7fc00000u : scaled));
 }
 
-// x without its fraction, rounded to nearest, for |x| < 2^22: where floats lie one apart, adding rounds.
+// x without its fraction, rounded to nearest, for |x| < 2^22: where floats lie one apart, adding
+// rounds.
 DEVICE_FN float nearest_f32(float x) { return x + 12582912.0f - 12582912.0f; }
 
+// x in eight bits.
 template <> DEVICE_FN s8_t from_float<s8_t>(float x) {
     const float inside = x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x;
     return s8_t{static_cast<signed char>(nearest_f32(inside))};
