@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import forward_cases as cases
 import pytest
+import torch
 from forward_cases import Case
 
-from attngen import knobs
+import attngen as ag
+from attngen import decoding, knobs, kv
 from attngen.compiler import Options, lower, make_plan
 from attngen.errors import EmulatorError
 from attngen.runtime.emulator.mutate import mutations
@@ -40,7 +43,7 @@ def _objects(name: str, plan: Plan, seed: int) -> bool:
     variant = Variant(plan, Heads(6, 2, 64, 64), emulate=True)
     for case in CALLS:
         data = cases.inputs(case)
-        q, k, v = (t.to(getattr(cases.torch, dtype)) for t in (data.q, data.k, data.v))
+        q, k, v = (t.to(getattr(torch, dtype)) for t in (data.q, data.k, data.v))
         where = Positions(case.seqlen_k - case.seqlen_q, 0, case.seqlen_k)
         try:
             with knobs.scope(seed=seed):
@@ -48,6 +51,43 @@ def _objects(name: str, plan: Plan, seed: int) -> bool:
                                              None, where, parts))
         except EmulatorError:
             return True
+    return False
+
+
+CACHES: dict[str, tuple[str, Any]] = {
+    "pages": ("bfloat16", lambda attn, dtype: kv.PagedKVCache(attn, 1, 30, page_size=16,
+                                                              dtype=dtype)),
+    "pages, CUDA cores": ("float32", lambda attn, dtype: kv.PagedKVCache(attn, 1, 30, page_size=16,
+                                                                         dtype=dtype)),
+    "int8": ("bfloat16", lambda attn, dtype: kv.KVCache(attn, 1, 440, dtype=dtype,
+                                                        quantize="int8")),
+    "ring": ("bfloat16", lambda attn, dtype: kv.RollingKVCache(attn, 1, 400, dtype=dtype))}
+
+
+@cache
+def of_cache(name: str) -> tuple[Plan, Any, Any, Any]:
+    """The plan of a decoding, what it captured, the cache, and the queries."""
+    dtype, make = CACHES[name]
+    spec, data = CALLS[0].spec, cases.inputs(CALLS[0])
+    attn = ag.compile(spec, target="sm_80", emulate=True)
+    filled = make(attn, getattr(torch, dtype))
+    q, k, v = (t.to(filled.dtype) for t in (data.q, data.k, data.v))
+    filled.append(k, v)
+    options = Options("sm_80", dtype, filled.cached.stored == "", rows=16, split=True,
+                      cached=filled.cached)
+    lowered = lower(spec, options)
+    return make_plan(spec, options, lowered), lowered.captured, filled, q
+
+
+def _cache_objects(name: str, plan: Plan, seed: int) -> bool:
+    _, captured, filled, q = of_cache(name)
+    found = decoding.ready(filled.attn, q, filled, None, 2, None)
+    variant = Variant(plan, Heads(6, 2, 64, 64), emulate=True, captured=captured)
+    try:
+        with knobs.scope(seed=seed):
+            variant.run(q, filled.k, filled.v, found.problem, filled.scales)
+    except EmulatorError:
+        return True
     return False
 
 
@@ -67,6 +107,15 @@ def test_every_deletion_is_caught(name: str) -> None:
     assert not any(_objects(name, plan, seed) for seed in SEEDS)
     assert [f"{what}: seeds {missed}" for what, mutant in _mutants(plan)
             if (missed := [s for s in SEEDS if not _objects(name, mutant, s)])] == []
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=() if n in ("pages", "int8") else pytest.mark.full) for n in CACHES])
+def test_every_deletion_is_caught_with_a_cache(name: str) -> None:
+    plan, *_ = of_cache(name)
+    assert not any(_cache_objects(name, plan, seed) for seed in SEEDS)
+    assert [f"{what}: seeds {missed}" for what, mutant in _mutants(plan)
+            if (missed := [s for s in SEEDS if not _cache_objects(name, mutant, s)])] == []
 
 
 def test_the_kernels_have_something_to_delete() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from functools import cache as once
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -125,3 +126,28 @@ def test_decoding_after_a_fork() -> None:
     q = torch.randn(2, 1, 4, DIM)
     want = ag.attention(q, k, k, causal=True)
     assert attn.decode(q, cache).equal(want)
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm_80"])
+def test_entries_that_are_no_page_read_nothing(target: str) -> None:
+    """And write nothing anyone reads: the emulator watches every access."""
+    attn = ag.compile(ag.AttentionSpec(heads=2, groups=1, head_dim=DIM, causal=True),
+                      target=target, emulate=target != "cpu")
+    cache = kv.PagedKVCache(attn, 1, 6, page_size=4, dtype=torch.float32)
+    k = torch.randn(1, 1, 9, DIM)
+    cache.append(k, k)
+    q, kept = torch.randn(1, 2, 1, DIM), cache.page_table.clone()
+    for wrong in (-1, 7, 2**31 - 1, -2**31):
+        cache.page_table[0, 1] = wrong
+        zero = k.clone()
+        zero[:, :, 4:8] = 0
+        want = ag.attention(q, zero, zero, causal=True)
+        torch.testing.assert_close(attn.decode(q, cache), want, rtol=1e-5, atol=1e-6)
+        before = cache.k.clone()
+        cache.lengths.fill_(4)
+        cache._launch(k[:, :, :4], k[:, :, :4], 4, 4)
+        cache.lengths.fill_(9)
+        assert cache.k.equal(before) and not bool(before[0].any())
+    cache.page_table.copy_(kept)
+    torch.testing.assert_close(attn.decode(q, cache), ag.attention(q, k, k, causal=True),
+                               rtol=1e-5, atol=1e-6)

@@ -81,17 +81,25 @@ class Cache(NamedTuple):
             slot = position
             fits = make("and", fits, make("lt", position, param("seqlen_k")))
         fits = make("and", fits, make("le", const(0), start))
+        if self.page:
+            fits = make("and", fits, self._entry(slot, captures)[1])
         t = self._paged(t, slot, captures) if self.page else replace(t, place=(("j", slot),))
         return replace(t, view=view, only=fits)
 
     def _paged(self, t: Tensor, slot: Node, captures: Captures) -> Tensor:
-        captures.argument("page_table", "int32", 2)
-        size = const(self.page)
-        page = make("gather", idx("b"), make("floordiv", slot, size), name="page_table",
-                    dtype="int32", origin="page")
         axes = ("page", *(a for a in t.axes if a != "b"))
-        return replace(t, axes=axes, view=t.axes,
-                       place=(("page", page), ("j", make("mod", slot, size))))
+        entry, known = self._entry(slot, captures)
+        page = make("where", known, entry, const(0), origin="page")  # page 0 is nobody's
+        return replace(t, axes=axes, view=t.axes, place=(
+            ("page", page), ("j", make("mod", slot, const(self.page)))))
+
+    def _entry(self, slot: Node, captures: Captures) -> tuple[Node, Node]:
+        """The page table's entry for a slot, and whether that is a page that sequences may hold."""
+        captures.argument("page_table", "int32", 2)
+        entry = make("gather", idx("b"), make("floordiv", slot, const(self.page)),
+                     name="page_table", dtype="int32", origin="page")
+        return entry, make("and", make("le", const(1), entry),
+                           make("lt", entry, param("num_pages")))
 
 
 def _is_first() -> Node:

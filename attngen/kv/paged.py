@@ -21,9 +21,10 @@ _LARGEST = 256
 
 class PagedKVCache(Cache):
     """``num_pages`` pages of ``page_size`` tokens, 1 … 256, for ``batch`` sequences of up to
-    ``capacity`` tokens each (by default all pages): k [1 + num_pages, groups, page_size, head_dim],
+    ``capacity`` tokens each, by default all: k [1 + num_pages, groups, page_size, head_dim]
     and ``page_table``, int32 [batch, pages of a sequence] (vLLM, Kwon et al. 2023). Page 0 is
-    nobody's: table entries that are not in use point to it.
+    nobody's: table entries that are not in use point to it, and kernels take it for entries that are
+    no page.
 
     ``fork`` lets a sequence begin as another one did; they share pages until one of them writes to
     a page, which then gets a copy of its own. Pages are taken by the host: for appends in a CUDA
@@ -46,6 +47,9 @@ class PagedKVCache(Cache):
         self.page_table = torch.zeros(batch, most, dtype=torch.int32, device=self.device)
         self.pool = PagePool(num_pages)
         self._pages: list[list[int]] = [[] for _ in range(batch)]
+
+    def numbers(self) -> dict[str, int]:
+        return {"num_pages": self.k.shape[0]}
 
     def tables(self) -> dict[str, Tensor]:
         return {"page_table": self.page_table}
