@@ -14,14 +14,14 @@ from .errors import (
     DtypeError,
     NotDeliveredError,
     ShapeError,
-    UnknownNameError,
 )
+from .phases import kernels_of
 from .runtime import dropout, jagged, operands, packed, positions, splits
 from .runtime.backward import BackwardPlans, BackwardVariant
 from .runtime.captured import Captured
 from .runtime.dropout import Dropout
 from .runtime.operands import Heads
-from .runtime.plan import Plan
+from .runtime.plan import KernelPlan, Plan
 from .runtime.positions import Positions
 from .runtime.splits import MOST_SPLITS
 from .runtime.targets import Target, get_target
@@ -299,19 +299,14 @@ class Attention:
     def source(self, kind: str = "forward", dtype: str | None = None, vectorized: bool = True,
                packed: bool = False, dropout: bool = False) -> str:
         """The emitted text of one kind of kernel, complete and compilable by itself: "forward",
-        "backward" for all of its kernels, or one of them. Raises UnknownNameError for others."""
-        of = Kind(dtype or self.dtype, vectorized, packed, dropout)
-        phase = "backward" if kind.startswith("backward") else "forward"
-        if phase == "backward":
-            kernels = [k for plan in self._backward_for(of, frozenset()).all()
-                       for k in plan.kernels]
-        else:
-            kernels = list(self._plan_for(of)[0].kernels)
-        texts = [k.text for k in kernels if kind in (k.kind, phase)]
-        if not texts:
-            raise UnknownNameError("kernel kind", kind, {"forward", "backward",
-                                                         *(k.kind for k in kernels)})
-        return "\n".join(dict.fromkeys(texts))
+        "backward", "decode" or "append" for all of its kernels, or one of them. Raises
+        UnknownNameError for others."""
+        kernels = self.kernels(kind, Kind(dtype or self.dtype, vectorized, packed, dropout))
+        return "\n".join(dict.fromkeys(k.text for k in kernels))
+
+    def kernels(self, kind: str, of: Kind, where: str = "") -> list[KernelPlan]:
+        """As ``source``, with what launching takes besides; ``where`` a kind was named."""
+        return kernels_of(kind, of, self._plan_for, self._backward_for, self._append_for, where)
 
     def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
         """What masks and scores captured: (name, as ``params`` takes it; the tensor or number)."""

@@ -114,3 +114,11 @@ def copy_cuda(target: str = "sm_80", name: str = "copy_rows") -> Plan:
 def no_backward(kind: Any, wanted: frozenset[str]) -> Any:
     """Where nothing asks for gradients."""
     raise AssertionError("no backward here")
+
+
+def no_append(kind: Any) -> Any:
+    """No kernel that fills a cache."""
+    raise AssertionError("nothing is appended here")
+
+
+OTHERS = (no_backward, no_append)  # than forward, where nothing asks for them

@@ -31,7 +31,7 @@ def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatc
 
     def compile(spec: AttentionSpec, target: str) -> Attention:
         specs.append((spec, target))
-        return Attention(spec, target, False, causal_plan, fake_plans.no_backward,
+        return Attention(spec, target, False, causal_plan, *fake_plans.OTHERS,
                          SimpleNamespace())
 
     compiler = ModuleType("attngen.compiler")
@@ -42,7 +42,7 @@ def test_attention_reads_the_spec_off_the_tensors(monkeypatch: pytest.MonkeyPatc
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     for _ in range(3):
         o = attention_function(q, k, v, causal=True)
-    expected = Attention(SPEC, "cpu", False, causal_plan, fake_plans.no_backward,
+    expected = Attention(SPEC, "cpu", False, causal_plan, *fake_plans.OTHERS,
                          SimpleNamespace())(q, k, v)
     torch.testing.assert_close(o, expected)
     assert specs == [(SPEC, "cpu")]

@@ -130,7 +130,6 @@ def test_a_function_of_ones_own_is_a_score(tmp_path: Path, monkeypatch: pytest.M
     ("show {spec} --dtype bf16", "unknown dtype 'bf16'\n  remedy: Did you mean 'bfloat16'?"),
     ("emit {spec} --target sm80", "unknown target 'sm80'\n  remedy: Did you mean 'sm_80'?"),
     ("emit {spec} --target sm_80 --dtype float64", "target sm_80 has no kernels for float64"),
-    ("emit {spec} --kind decode", "decode kernels are not available in this version"),
     ("emit {spec} --kind forwards", "unknown kernel kind 'forwards'\n  where: --kind\n"
      "  remedy: Did you mean 'forward'?"),
     ("emit {spec} -o /no/such/folder/x.cu", "/no/such/folder/x.cu cannot be written"),

@@ -36,7 +36,7 @@ class Plans:
 def naive(spec: AttentionSpec = SPEC) -> tuple[Attention, Plans]:
     plans = Plans()
     describe = SimpleNamespace(ir=lambda stage: f"graph at {stage}", explain=lambda: "why")
-    return Attention(spec, "cpu", False, plans, fake_plans.no_backward, describe), plans
+    return Attention(spec, "cpu", False, plans, *fake_plans.OTHERS, describe), plans
 
 
 @pytest.fixture
@@ -233,10 +233,10 @@ def test_a_spec_with_a_dtype_takes_no_other() -> None:
 
 
 def test_gpu_targets_want_gpu_tensors_unless_emulated() -> None:
-    attn = Attention(SPEC, "sm_80", False, Plans(), fake_plans.no_backward, SimpleNamespace())
+    attn = Attention(SPEC, "sm_80", False, Plans(), *fake_plans.OTHERS, SimpleNamespace())
     with pytest.raises(errors.DeviceError, match="q is on cpu, the kernels run on cuda"):
         attn(*make_qkv(SPEC, 2, 5, 7))
-    attn = Attention(SPEC, "sm_80", True, Plans(), fake_plans.no_backward, SimpleNamespace())
+    attn = Attention(SPEC, "sm_80", True, Plans(), *fake_plans.OTHERS, SimpleNamespace())
     with pytest.raises(errors.DtypeError, match="target sm_80 has no kernels for float64"):
         attn(*make_qkv(SPEC, 2, 5, 7, dtype=torch.float64))
 
@@ -273,7 +273,7 @@ def test_source_build_and_description() -> None:
     assert attn.ir("fused") == "graph at fused" and attn.explain() == "why"
     assert set(plans.asked) == {("float32", True)} and attn.counters == ()
     assert "target=cpu" in repr(attn)
-    emulated = Attention(SPEC, "sm_80", True, plans, fake_plans.no_backward, SimpleNamespace())
+    emulated = Attention(SPEC, "sm_80", True, plans, *fake_plans.OTHERS, SimpleNamespace())
     assert emulated.dtype == "bfloat16"
 
 
@@ -300,7 +300,7 @@ extern "C" void entry(const Params* p, int threads) {
 
     import ctypes
 
-    attn = Attention(SPEC, "cpu", False, plan_for, fake_plans.no_backward, SimpleNamespace())
+    attn = Attention(SPEC, "cpu", False, plan_for, *fake_plans.OTHERS, SimpleNamespace())
     q, k, v = make_qkv(SPEC, 2, 5, 7)
     torch.testing.assert_close(attn(q, k, v), naive()[0](q, k, v))
     (library,) = attn.build()

@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import NotDeliveredError, UnknownNameError
 from .arguments import SPEC_HELP, add_spec, add_target, schedule_of, spec_of, target_of
 from .output import write_text
 
@@ -21,18 +20,16 @@ examples:
   attngen emit --heads 8 --head-dim 64 --causal --target sm_80 -o forward.cu
   attngen emit --heads 8 --head-dim 64 --causal --target cpu
   attngen emit --heads 8 --head-dim 64 --causal --target sm_80 --kind backward -o backward.cu
+  attngen emit --heads 8 --groups 2 --head-dim 64 --causal --target sm_80 --kind decode -o decode.cu
   attngen emit spec.json --target sm_80 --no-fuse -o standard.cu   (one file for each kernel)
 
 To try an edit of the text, keep its file name and point ATTNGEN_OVERRIDE at its folder.
 """
 
-LATER = ("decode", "combine")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--kind, --dropout, -o."""
     parser.add_argument("--kind", default="forward", metavar="NAME",
-                        help="forward (default), backward, or one kernel of these")
+                        help="forward (default), backward, decode, append, or one kernel of these")
     parser.add_argument("--dropout", action="store_true", help="the kernels of calls with dropout")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, not to the terminal")
     add_spec(parser)
@@ -40,24 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..backward import backward_plans
-    from ..compiler import Options, plan_for
+    from ..compiler import compile
+    from ..runtime.variant import Kind
     from .arguments import dtype_of
 
     spec, target = spec_of(args), target_of(args)
-    if args.kind in LATER:
-        raise NotDeliveredError(f"{args.kind} kernels are not available in this version of attngen",
-                                where="--kind", remedy="There are forward and backward.")
-    options = Options(target.name, dtype_of(spec, target), fuse=not args.no_fuse,
-                      schedule=tuple(sorted(schedule_of(args).items())), dropout=args.dropout)
-    phase = "backward" if args.kind.startswith("backward") else "forward"
-    plans = backward_plans(spec, options).all() if phase == "backward" else (
-        plan_for(spec, options)[0],)
-    found = [k for plan in plans for k in plan.kernels]
-    kernels = [k for k in found if args.kind in (phase, k.kind)]
-    if not kernels:
-        raise UnknownNameError("kernel kind", args.kind,
-                               {"forward", "backward", *(k.kind for k in found)}, where="--kind")
+    kind = Kind(dtype_of(spec, target), dropout=args.dropout)
+    attn = compile(spec, target, fuse=not args.no_fuse, schedule=schedule_of(args))
+    kernels = attn.kernels(args.kind, kind, where="--kind")
     if args.output is None:
         print("\n".join(k.text for k in kernels), end="")
         return 0

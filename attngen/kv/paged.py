@@ -23,8 +23,8 @@ class PagedKVCache(Cache):
     """``num_pages`` pages of ``page_size`` tokens, 1 … 256, for ``batch`` sequences of up to
     ``capacity`` tokens each, by default all: k [1 + num_pages, groups, page_size, head_dim]
     and ``page_table``, int32 [batch, pages of a sequence] (vLLM, Kwon et al. 2023). Page 0 is
-    nobody's: table entries that are not in use point to it, and kernels take it for entries that are
-    no page.
+    nobody's: table entries that are not in use point to it, and for entries that are no page
+    kernels take it.
 
     ``fork`` lets a sequence begin as another one did; they share pages until one of them writes to
     a page, which then gets a copy of its own. Pages are taken by the host: for appends in a CUDA
