@@ -1,13 +1,13 @@
-"""``python -m benchmarks [latency] [traffic] [cpu-forward] [tiles] [training]``; all by default."""
+"""``python -m benchmarks [part ...]``; all parts by default."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import cpu_forward, latency, tiles, traffic, training
+from . import cpu_forward, decode, latency, tiles, traffic, training
 
 PARTS = {"latency": latency.main, "traffic": traffic.main, "cpu-forward": cpu_forward.main,
-         "tiles": tiles.main, "training": training.main}
+         "tiles": tiles.main, "training": training.main, "decode": decode.main}
 
 
 def main() -> None:

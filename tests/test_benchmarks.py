@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_forward, latency, record, traffic, training
+from benchmarks import cpu_forward, decode, latency, record, traffic, training
 from benchmarks.latency import Row
 from benchmarks.traffic import Count
 
@@ -85,3 +85,28 @@ def test_a_training_step_is_measured_in_a_process_of_its_own() -> None:
     text = training.report({"speed": [], "memory": [
         {"seqlen": 4096, "window": 64, "tensor_bytes": 2**20, "matrix_bytes": 2**30, **found}]})
     assert "1,024" in text and "4096" in text
+
+
+def test_decoding_is_measured_beside_a_plain_read() -> None:
+    shape = decode.Shape(2, layers=3, heads=4, groups=2, keys=64, head_dim=16)
+    rows = decode.measure(shape, "float32", (1,), rounds=2)
+    size = 3 * 2 * 2 * 2 * 64 * 16 * 4
+    assert rows[0]["bytes"]["paged"] == rows[0]["bytes"]["read"] == size
+    assert rows[0]["bytes"]["int8"] == size // 4 + 3 * 2 * 2 * 2 * 64 * 4
+    assert set(rows[0]["times"]) == set(decode.NAMES) and rows[0]["of_read"]["read"] == 1.0
+    rows[0]["of_read"]["contiguous"], rows[0]["times"]["contiguous"]["ratio"] = 0.5, 2.0
+    goals = decode.goals(rows)
+    assert [(g["goal"], g["holds"]) for g in goals] == [("of_read", False), ("ratio", True)]
+    text = decode.report({"decode": rows, "append": decode.append(shape, (1,), rounds=2),
+                          "goals": goals})
+    *_, of_read, ratio = text.splitlines()
+    assert of_read.endswith("MISSED") and ratio.endswith("ok") and "float8_e4m3" in text
+
+
+def test_decoding_results_are_compared() -> None:
+    shape = decode.Shape(1, layers=2, heads=4, groups=2, keys=16, head_dim=16)
+    runs = decode.candidates(shape, "float32")
+    right = runs["paged"]
+    runs["paged"] = right._replace(run=lambda: right.run() * 1.01)
+    with pytest.raises(RuntimeError, match="float32, paged: results differ by 0.01"):
+        decode.differences(runs, "float32")

@@ -92,7 +92,8 @@ def test_unfused_is_standard_attention_for_few_queries_too() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_cpu(dtype: str) -> None:
-    for case in (*cases.NAMED["few queries"], *cases.NAMED["parts of the keys"]):
+    chosen = (*cases.NAMED["few queries"], *cases.NAMED["parts of the keys"])
+    for case in chosen if dtype == "float32" else chosen[::3]:
         case = replace(case, dtype=dtype)
         assert cases.check(case, compiled(case.spec)) == []
 

@@ -32,7 +32,7 @@ _KERNELS = frozenset("""
     copy_col copy_row device_fn distance dot_block dot_columns dot_rows dynamic each element
     exchange_pair exchange_quad exp2_minus_1 f16_bits fast_exp2 fast_log2 first floor_div floor_mod
     from full gather given half_power head_dim heads height high horner i64 in_range in_register
-    inside issue_rows issue_tile k_first kernel lanes left ln2_high ln_mantissa log2_e low
+    inside issue_rows issue_tile k_first kernel lanes left ln2_high ln_mantissa load log2_e low
     lowest_bit magnitude mantissa many max_row min_blocks mine mine_high mine_low mma mma_block
     mma_columns mma_m16n8k16 neg_inf normal num_splits num_threads opaque ordered_functions pack
     panel panels parallel part philox_round philox_word pitch plain put quad_col_of quads
@@ -40,10 +40,10 @@ _KERNELS = frozenset("""
     shared_base shfl_xor shuffle shuffled sign simd slots split start step stride strips subnormal
     suffix sum_columns sum_row sums swizzle sync_fn table_max table_min taken threads tile tiles to
     transpose u32 unroll upper value vector_bytes vector_registers vector_width vectors visible
-    weigh_block weigh_columns weigh_rows whole_blocks whole_vectors wide widen widen_rows
-    widen_tile width within word work work_worth_waking ArithmeticFault Bits Blocking Eight Element
-    Exact From IndexFault Layout Location Mma Octet Order Params Philox ROW Row Runtime Tile To
-    Type Vector
+    weigh_block weigh_columns weigh_rows whole_blocks whole_vectors widen widen_rows widen_tile
+    width within word work work_worth_waking ArithmeticFault Bits Blocking Eight Element From
+    IndexFault Layout Location Mma Octet Order Params Philox ROW Row Runtime Stored Tile To Type
+    Vector Wide
     """.split())
 
 # Families of such names, and of those that kernels make for tensors, loop bounds and themselves.

@@ -19,21 +19,41 @@ template <class V, class I> INLINE V shuffled(V a, V b, I order) {
 // the little that is done with a row.
 static constexpr int ROWS_AHEAD = 16;
 
-// Is S, as it is stored, T already?
-template <class T, class S> struct Exact { static constexpr bool value = false; };
-template <class T> struct Exact<T, T> { static constexpr bool value = true; };
+// WIDTH elements from p on, in the type of arithmetic: as to_real has them, but all at once. Whole
+// numbers grow by twice their width at a time: compilers take larger steps element by element.
+template <class T, int WIDTH> struct Wide {
+    typedef typename Vector<T, WIDTH>::type V;
+    template <class S> using Stored = typename Vector<S, WIDTH>::type;
 
-// WIDTH elements from p on, in the type of arithmetic.
-template <class T, int WIDTH, class S> INLINE typename Vector<T, WIDTH>::type wide(const S* p) {
-    typename Vector<T, WIDTH>::type x;
-    if constexpr (Exact<T, S>::value) {
+    template <class S> INLINE Stored<S> load(const void* p) {
+        Stored<S> x;
         __builtin_memcpy(&x, p, sizeof x);
-    } else {
-#pragma GCC unroll 16
-        for (int n = 0; n < WIDTH; ++n) x[n] = to_real(p[n]);
+        return x;
     }
-    return x;
-}
+    INLINE V from(const T* p) { return load<T>(p); }
+    INLINE V from(const int8_t* p) {
+        const auto some = __builtin_convertvector(load<int8_t>(p), Stored<int16_t>);
+        return __builtin_convertvector(__builtin_convertvector(some, Stored<int32_t>), V);
+    }
+    INLINE V from(const bf16_t* p) {
+        return (V)(__builtin_convertvector(load<uint16_t>(p), Stored<uint32_t>) << 16);
+    }
+    INLINE V from(const f16_t* p) {
+        const auto bits = __builtin_convertvector(load<uint16_t>(p), Stored<uint32_t>);
+        const auto magnitude = (bits & 0x7fffu) << 13;
+        const auto finite = (Stored<uint32_t>)((V)magnitude * 0x1p112f);
+        return (V)((bits & 0x8000u) << 16 | (magnitude < 0x0f800000u ? finite
+                                                                     : magnitude | 0x7f800000u));
+    }
+    INLINE V from(const e4m3_t* p) {
+        const auto some = __builtin_convertvector(load<uint8_t>(p), Stored<uint16_t>);
+        const auto bits = __builtin_convertvector(some, Stored<uint32_t>);
+        const auto magnitude = (bits & 0x7fu) << 20;
+        const auto finite = (Stored<uint32_t>)((V)magnitude * 0x1p120f);
+        return (V)((bits & 0x80u) << 24 | (magnitude < 0x7f00000u ? finite
+                                                                  : magnitude | 0x7fc00000u));
+    }
+};
 
 // Sums of WIDTH vectors at once: element n of the result is the sum over vector n. Neighbours are
 // added, first elements, then pairs of them, and so on; results come to lie in order.
@@ -75,7 +95,7 @@ INLINE void dot_block(T (*dst)[PITCH], const T (*a)[DEPTH], Row row, int n, int 
     for (int c = 0; c < COLUMNS; ++c)
         for (int k = 0; k < DEPTH; k += WIDTH) {  // whole rows, one after the other, as they lie
             __builtin_prefetch(next[c] + k);
-            const V x = wide<T, WIDTH>(b[c] + k);
+            const V x = Wide<T, WIDTH>::from(b[c] + k);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) sum[r * COLUMNS + c] += *(const V*)(a[r] + k) * x;
         }
@@ -122,7 +142,7 @@ INLINE void weigh_block(T (*dst)[PITCH], const T (*a)[DEPTH], Row row, int e, in
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) {
             __builtin_prefetch(next + v * WIDTH);
-            x[v] = wide<T, WIDTH>(b + v * WIDTH);
+            x[v] = Wide<T, WIDTH>::from(b + v * WIDTH);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r)
