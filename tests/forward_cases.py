@@ -96,8 +96,6 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
              for name, value in given.items() if value is not None}
     if case.dropout:
         where |= {"dropout_p": case.dropout, "seed": (case.seed << 32) - 7}
-    if case.num_splits is not None:
-        where["num_splits"] = case.num_splits
     return Inputs(q, k, v, where)
 
 
@@ -127,7 +125,7 @@ def complaints(case: Case, data: Inputs, o: Tensor, lse: Tensor | None,
     The rule of ``reference.compare`` against the float64 oracle, for o and lse. Rows that see
     nothing are exactly o = 0, lse = -inf; everything else is finite.
     """
-    where = {"kv_offset": 0} | {n: x for n, x in data.where.items() if n != "num_splits"}
+    where = {"kv_offset": 0} | data.where
     ref_o, ref_lse = reference.attention(case.spec, data.q, data.k, data.v, **where)
     naive_o, naive_lse = reference.naive(case.spec, data.q, data.k, data.v, **where)
     found = []
@@ -146,7 +144,8 @@ def complaints(case: Case, data: Inputs, o: Tensor, lse: Tensor | None,
 def check(case: Case, attn: Callable[..., Any], device: str = "cpu") -> list[str]:
     """Call ``attn`` and judge what it returns."""
     data = inputs(case, device)
-    o, lse = attn(data.q, data.k, data.v, return_lse=True, **data.where)
+    how = {} if case.num_splits is None else {"num_splits": case.num_splits}
+    o, lse = attn(data.q, data.k, data.v, return_lse=True, **data.where, **how)
     return complaints(case, data, o, lse)
 
 

@@ -27,23 +27,23 @@ _LANGUAGE = frozenset("""
 
 # Functions and variables of the device layer and the templates whose names are plain words.
 _KERNELS = frozenset("""
-    ahead align_up alone at at_the_ends ballot batch bf16_bits bit_cast bits block blocks byte_of
-    bytes called_from ceil_div chain chunk chunks clamp code col col_of cols columns compute_tile
-    copy_col copy_row device_fn distance dot_block dot_columns dot_rows dynamic each element
-    exchange_pair exchange_quad exp2_minus_1 f16_bits fast_exp2 fast_log2 first floor_div floor_mod
-    from full gather given half_power head_dim heads height high horner i64 in_range in_register
-    inside issue_rows issue_tile k_first kernel lanes left ln2_high ln_mantissa load log2_e low
-    lowest_bit magnitude mantissa many max_row min_blocks mine mine_high mine_low mma mma_block
-    mma_columns mma_m16n8k16 neg_inf normal num_splits num_threads opaque ordered_functions pack
-    panel panels parallel part philox_round philox_word pitch plain put quad_col_of quads
-    real_functions recip recompute ring round row row_at row_of row_pad rows scaled schedule seen
-    shared_base shfl_xor shuffle shuffled sign simd slots split start step stride strips subnormal
-    suffix sum_columns sum_row sums swizzle sync_fn table_max table_min taken threads tile tiles to
-    transpose u32 unroll upper value vector_bytes vector_registers vector_width vectors visible
-    weigh_block weigh_columns weigh_rows whole_blocks whole_vectors widen widen_rows widen_tile
-    width within word work work_worth_waking ArithmeticFault Bits Blocking Eight Element From
-    IndexFault Layout Location Mma Octet Order Params Philox ROW Row Runtime Stored Tile To Type
-    Vector Wide
+    addresses ahead align_up alone at at_the_ends ballot batch bf16_bits bit_cast bits block blocks
+    byte_of bytes called_from ceil_div chain chunk chunks clamp code col col_of cols columns
+    compute_tile copy_col copy_row count device_fn distance dot_block dot_columns dot_rows dynamic
+    each element exchange_pair exchange_quad exp2_minus_1 f16_bits fast_exp2 fast_log2 first
+    floor_div floor_mod found from full gather given half_power head_dim heads height high horner
+    i64 in_range in_register inside issue_rows issue_tile k_first kernel lanes left ln2_high
+    ln_mantissa load log2_e low lowest_bit magnitude mantissa many max_row min_blocks mine
+    mine_high mine_low mma mma_block mma_columns mma_m16n8k16 neg_inf normal num_splits num_threads
+    opaque ordered_functions pack panel panels parallel part philox_round philox_word pitch plain
+    put quad_col_of quads real_functions recip recompute ring round row row_at row_of row_pad rows
+    scaled schedule seen shared_base shfl_xor shuffle shuffled sign simd slots split start step
+    stride strips subnormal suffix sum_columns sum_row sums swizzle sync_fn table_max table_min
+    taken threads tile tiles to transpose u32 unroll upper value vector_bytes vector_registers
+    vector_width vectors visible weigh_block weigh_columns weigh_rows whole_blocks whole_vectors
+    widen widen_rows widen_tile width within word work work_worth_waking Address Addresses
+    ArithmeticFault Bits Blocking Eight Element From IndexFault Layout Location Mma Octet Order
+    Params Philox ROW Row Runtime Stored Tile To Type Vector Wide
     """.split())
 
 # Families of such names, and of those that kernels make for tensors, loop bounds and themselves.

@@ -252,7 +252,8 @@ class Body:
         return out.LoadView((), way=v.space, dst=local_name(v.name),
                             pointer=Code(f"const {ELEMENT[tensor.dtype]}*"), source=source,
                             stride=stride, rows=self._rows(v), columns=self._count(v.axes[-1]),
-                            lanes=Code("rows" if v.space == "row" and self.by_column else "lanes"))
+                            lanes=Code("rows" if v.space == "row" and self.by_column else "lanes"),
+                            table=EXTENT[v.axes[0]] if v.space == "view" and tensor.place else None)
 
     def _store(self, stmt: ir.Store) -> out.StoreView:
         tensor, v = self.kernel.tensor(stmt.tensor), self.kernel.value(stmt.src)

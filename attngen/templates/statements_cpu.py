@@ -41,7 +41,8 @@ class RowLines(StatementView):
 class LoadView(StatementView):
     """A tile from memory. ``way`` is the value's space: "array", "rows", "lines", "row", "column",
     or "view", which declares ``dst`` as a pointer of type ``pointer``, or without a ``stride`` as
-    the function from rows to addresses that ``source`` is then."""
+    the function from rows to addresses that ``source`` is then; with ``table`` so many rows are
+    looked up at once."""
 
     kind: ClassVar[str] = "load"
     way: str
@@ -52,6 +53,7 @@ class LoadView(StatementView):
     rows: Code
     columns: Code
     lanes: Code
+    table: Code | None
 
 
 @dataclass(frozen=True)

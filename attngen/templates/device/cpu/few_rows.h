@@ -19,6 +19,15 @@ template <class V, class I> INLINE V shuffled(V a, V b, I order) {
 // the little that is done with a row.
 static constexpr int ROWS_AHEAD = 16;
 
+// The addresses of `count` rows and of those asked for ahead, where finding one takes a look into a
+// table: each is looked up once.
+template <int COUNT, class Address> struct Addresses { Address at[COUNT + 2 * ROWS_AHEAD]; };
+template <int COUNT, class Row> INLINE auto addresses(Row row, int count) {
+    Addresses<COUNT, decltype(row(0))> found;
+    for (int r = 0; r < count + 2 * ROWS_AHEAD; ++r) found.at[r] = row(r);
+    return found;
+}
+
 // WIDTH elements from p on, in the type of arithmetic: as to_real has them, but all at once. Whole
 // numbers grow by twice their width at a time: compilers take larger steps element by element.
 template <class T, int WIDTH> struct Wide {
