@@ -204,10 +204,11 @@ def _backward_need(schedule: Schedule, sizes: Mapping[str, int]) -> int:
         schedule.stages[0] * d + schedule.stages[-1] * e) + through)
 
 
-def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int],
+def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int], limits: Limits,
               vector_bytes: int) -> Schedule:
     """For kernels that wait for keys and values more than they compute. Copies that pass through
-    registers are not under way while others are used, so one tile of them will do."""
+    registers are not under way while others are used, so one tile of them will do. Rows that do
+    not fit into shared memory are divided among blocks."""
     unit, item = (16, 2) if engine == "mma" else (8, 4)
     rows = max(rows, unit)
     row_bytes = item * max(sizes["head_dim"], sizes["head_dim_v"])
@@ -216,7 +217,12 @@ def _few_rows(engine: str, rows: int, region: Region, sizes: Mapping[str, int],
         columns = 16
     columns = min(max(columns, 16), 64 if vector_bytes == 16 else _UNALIGNED)
     stages = _DECODE_STAGES[engine] if vector_bytes == 16 else (1, 1)
-    return Schedule(rows, columns, rows // unit, stages, vector_bytes, engine=engine)
+    schedule = Schedule(rows, columns, rows // unit, stages, vector_bytes, engine=engine)
+    while schedule.block_m > unit and limits.shared_bytes < shared_need(
+            schedule, sizes["head_dim"], sizes["head_dim_v"]):
+        half = schedule.block_m // 2
+        schedule = replace(schedule, block_m=half, warps=half // unit)
+    return schedule
 
 
 def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits,
@@ -242,7 +248,7 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
             return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     if rows:
-        return _few_rows(engine, rows, region, sizes, vector_bytes)
+        return _few_rows(engine, rows, region, sizes, limits, vector_bytes)
     if sum(n.op == "contract" and n.attr("over") in "de" for n in walk(*region.roots)) > 1:
         return _backward(engine, region, sizes, limits, vector_bytes, packed)
     head_dim, head_dim_v = sizes["head_dim"], sizes["head_dim_v"]
