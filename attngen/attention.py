@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .kv.cache import Cache
+    from .kv.rope import Rope
     from .spec import AttentionSpec
 
 
 PlanFor = Callable[[Kind], tuple[Plan, Captured]]
 BackwardFor = Callable[[Kind, frozenset[str]], BackwardPlans]
-AppendFor = Callable[[Kind], Plan]
+CacheFor = Callable[[str, Kind], Plan]
 _PLAIN = Cached()
 
 
@@ -45,20 +46,20 @@ class Attention:
 
     Made by ``attngen.compile``. ``target`` is where it runs; with ``emulate`` the CUDA text of that
     target is executed on the CPU, on CPU tensors. ``plan_for(kind)`` gives the kernels of one
-    variant and what they captured; ``append_for``
-    that which fills a cache, ``backward_for`` those of its gradients, also by the names of
-    the captured tensors that want some. ``decodes``: there are kernels for few queries and for
-    parts of the keys. ``buffers`` are the tensors that masks and
-    scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
+    variant and what they captured; ``cache_for``
+    the one called "append" that fills a cache, or "rotate" that turns queries; ``backward_for``
+    those of its gradients, also by the names of the captured tensors that want some. ``decodes``:
+    there are kernels for few queries and for parts of the keys. ``buffers`` are the tensors that
+    masks and scores captured, as ``params`` names them; ``key`` is what ``library`` knows it by.
     """
 
     def __init__(self, spec: AttentionSpec, target: str | Target, emulate: bool, plan_for: PlanFor,
-                 backward_for: BackwardFor, append_for: AppendFor, describe: Description,
+                 backward_for: BackwardFor, cache_for: CacheFor, describe: Description,
                  decodes: bool = True) -> None:
         self.spec = spec
         self.target = get_target(target) if isinstance(target, str) else target
         self.emulate = emulate
-        self._plan_for, self._backward_for, self._append_for = plan_for, backward_for, append_for
+        self._plan_for, self._backward_for, self._cache_for = plan_for, backward_for, cache_for
         self._describe = describe
         assert spec.head_dim_v is not None
         self.decodes = decodes
@@ -152,24 +153,28 @@ class Attention:
 
     def decode(self, q: Tensor, cache: Cache, *, return_lse: bool = False,
                sinks: Tensor | None = None, num_splits: int | None = None,
-               params: dict[str, Any] | None = None) -> Tensor | tuple[Tensor, Tensor]:
+               params: dict[str, Any] | None = None,
+               rope: Rope | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Attention of the newest tokens of ``cache`` over all of it, without gradients.
 
         q [batch, heads, n, head_dim] belongs to the last n tokens that were appended to each
         sequence. Masks, scores and positions are as in a call with all keys; the result and
-        ``num_splits`` too. Lengths are read on the device: nothing waits for it.
+        ``num_splits`` too. Lengths are read on the device: nothing waits for it. With ``rope``
+        queries are turned by their positions first, as ``append`` turns keys.
 
         Raises ShapeError, HeadsError, DtypeError and DeviceError for what does not fit the cache,
         and what a call raises.
         """
-        found = decoding.ready(self, q, cache, sinks, num_splits, params)
+        found, queries = decoding.ready(self, q, cache, sinks, num_splits, params, rope)
         self._latest = found.variant
-        o, lse = found.variant.run(q, cache.k, cache.v, found.problem, cache.scales)
+        o, lse = found.variant.run(q, cache.k, cache.v, found.problem,
+                                   {"q": queries, **cache.scales})
         return (o, lse) if return_lse else o
 
-    def append_plan(self, kind: Kind) -> Plan:
-        """The kernel that writes new keys and values into a cache of a kind."""
-        return self._append_for(kind)
+    def cache_plan(self, name: str, kind: Kind) -> Plan:
+        """The kernel that writes new keys and values into a cache of a kind, "append", or turns
+        queries for one, "rotate"."""
+        return self._cache_for(name, kind)
 
     def ready(self, q: Tensor, k: Tensor, v: Tensor, when: When, sinks: Tensor | None,
               params: dict[str, Any] | None = None, drops: Dropout | None = None,
@@ -306,7 +311,7 @@ class Attention:
 
     def kernels(self, kind: str, of: Kind, where: str = "") -> list[KernelPlan]:
         """As ``source``, with what launching takes besides; ``where`` a kind was named."""
-        return kernels_of(kind, of, self._plan_for, self._backward_for, self._append_for, where)
+        return kernels_of(kind, of, self._plan_for, self._backward_for, self._cache_for, where)
 
     def captured(self, dtype: str | None = None) -> tuple[tuple[str, Any], ...]:
         """What masks and scores captured: (name, as ``params`` takes it; the tensor or number)."""

@@ -95,6 +95,7 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
                 loop: str = "j") -> Lowered:
     """The pipeline, from any math graph; ``build_forward`` makes one from a spec, a test or a
     reader may make one by hand."""
+    from .ir.cache import Cache
     from .ir.fuse import fuse
     from .ir.group_rows import group_rows
     from .ir.lower import tile
@@ -120,7 +121,8 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
         cut = run("group_rows", group_rows, math)
         keep = "row" if any("row" in t.seen for t in cut.tensors) else keep
     if options.split:
-        cut = run("split_kv", lambda g: split_kv(g, loop), cut)
+        zones = Cache(*options.cached).zones
+        cut = run("split_kv", lambda g: split_kv(g, loop, zones), cut)
     fusing = options.fuse and "fuse" not in options.skip
     fused = run("fuse", lambda g: fuse(g, fusing, keep, loop), cut)
     fused = run("rebase", rebase, fused)
@@ -248,12 +250,13 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
         return backward_plans(spec, options(kind), wanted)
 
     @cache
-    def append(kind: Kind) -> Plan:
-        return append_plan(spec, options(kind))
+    def of_cache(name: str, kind: Kind) -> Plan:
+        from .cache_plans import append_plan, rotate_plan
+        return (append_plan if name == "append" else rotate_plan)(spec, options(kind))
 
     from .describe import Description
 
-    attn = Attention(spec, chosen, emulate, plan, backward, append,
+    attn = Attention(spec, chosen, emulate, plan, backward, of_cache,
                      Description(lambda dtype: lower(spec, options(Kind(dtype)), record=True),
                                  chosen, spec.dtype), fuse and not explicit and "fuse" not in skip)
     _, captured = plan(Kind(attn.dtype))
@@ -261,17 +264,6 @@ def compile(spec: AttentionSpec, target: str | Target | None = None, *, emulate:
     attn.buffers = {t.spoken if t.spoken and spoken.count(t.spoken) == 1 else t.name: t.source
                     for t in captured.tensors if t.source is not None}
     return attn
-
-
-def append_plan(spec: AttentionSpec, options: Options) -> Plan:
-    """The kernel that writes new keys and values into a cache."""
-    from .ir.append import build_append
-    from .ir.cache import Cache
-    from .ir.capture import Captures
-
-    options = replace(options, fuse=True, schedule=())
-    graph = build_append(spec, options.dtype, Cache(*options.cached), Captures())
-    return make_plan(None, options, lower_graph(graph, options), "append")
 
 
 def compile_graph(graph: Graph, target: str, dtype: str, *, vectorized: bool = True,

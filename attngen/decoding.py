@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .call import Ready
-from .errors import DeviceError, DtypeError, HeadsError, ShapeError
+from .errors import HeadsError, ShapeError
 from .runtime import operands, splits
 from .runtime.positions import Positions
 from .runtime.variant import Problem
@@ -15,25 +15,33 @@ if TYPE_CHECKING:
 
     from .attention import Attention
     from .kv.cache import Cache
+    from .kv.rope import Rope
 
 
-def ready(attn: Attention, q: Tensor, cache: Cache, sinks: Tensor | None,
-          num_splits: int | None, params: dict[str, Any] | None) -> Ready:
-    """The kernels and numbers of a call whose queries are the newest tokens of ``cache``;
-    everything is checked. Raises as ``Attention.decode`` does."""
+def ready(attn: Attention, q: Tensor, cache: Cache, sinks: Tensor | None, num_splits: int | None,
+          params: dict[str, Any] | None, rope: Rope | None) -> tuple[Ready, Tensor]:
+    """The kernels and numbers of a call whose queries are the newest tokens of ``cache``, and the
+    queries as kernels read them, turned by ``rope``; everything is checked. Raises as
+    ``Attention.decode`` does."""
     seqlen_q = _check(attn, q, cache)
-    size = q.element_size()
-    vectorized = all([operands.is_vectorized(q, size, "q"), cache.vectorized()])
-    rows = splits.tile_rows(seqlen_q, attn.group)
-    parts = attn.parts(num_splits, rows, cache.batch, seqlen_q, cache.seqlen_k, q)
-    kind = q.dtype, vectorized, False, False, rows, parts > 1, cache.cached
-    variant = attn.variant(kind)
+    cache.check_rope(rope)
     where = Positions(cache.lengths - seqlen_q, 0, cache.lengths)
+    queries, cached, zones = q, cache.cached, 1
+    if rope is not None:
+        turned = cache.rotate(q, rope, where.numbers())
+        zones, queries = len(turned), turned if cached.inside else turned[0]
+        cached = rope.of(cached) if cached.inside else cached
+    size = q.element_size()
+    vectorized = all([operands.is_vectorized(queries, size, "q"), cache.vectorized()])
+    rows = splits.tile_rows(seqlen_q, attn.group)
+    parts = zones * attn.parts(num_splits, rows, cache.batch * zones, seqlen_q, cache.seqlen_k, q)
+    kind = q.dtype, vectorized, False, False, rows, parts > 1, cached
+    variant = attn.variant(kind)
     arguments = {**attn.arguments(q, sinks), **cache.tables()}
     tables, values = variant.captured.bind(q, params or {}, cache.batch, None, arguments)
     numbers = {**where.numbers(), **cache.numbers(), **values}
-    return Ready(kind, variant, Problem(cache.batch, seqlen_q, cache.seqlen_k, numbers, tables,
-                                        None, where, parts))
+    problem = Problem(cache.batch, seqlen_q, cache.seqlen_k, numbers, tables, None, where, parts)
+    return Ready(kind, variant, problem), queries
 
 
 def _check(attn: Attention, q: Tensor, cache: Cache) -> int:
@@ -52,11 +60,6 @@ def _check(attn: Attention, q: Tensor, cache: Cache) -> int:
                          remedy="One row of queries for each sequence of the cache.")
     if q.shape[1] != spec.heads:
         raise HeadsError(f"q has {q.shape[1]} heads, the spec has {spec.heads}")
-    if q.dtype != cache.dtype:
-        raise DtypeError(f"q is {q.dtype}, the cache takes {cache.dtype}",
-                         remedy="Convert it with .to().")
-    if q.device != cache.k.device:
-        raise DeviceError(f"q is on {q.device}, the cache on {cache.k.device}",
-                          remedy="Move it with .to().")
+    cache.check_kind("q", q)
     cache.check_queries(q.shape[2])
     return int(q.shape[2])

@@ -116,7 +116,7 @@ def no_backward(kind: Any, wanted: frozenset[str]) -> Any:
     raise AssertionError("no backward here")
 
 
-def no_append(kind: Any) -> Any:
+def no_append(name: str, kind: Any) -> Any:
     """No kernel that fills a cache."""
     raise AssertionError("nothing is appended here")
 

@@ -14,7 +14,8 @@ import test_compile_matrix as matrix
 from pairwise import Row, full, pairs, pairwise
 
 from attngen import AttentionSpec
-from attngen.compiler import Options, append_plan, lower, make_plan
+from attngen.cache_plans import append_plan, rotate_plan
+from attngen.compiler import Options, lower, make_plan
 from attngen.runtime.nvrtc import compile_cubin
 from attngen.runtime.plan import KernelPlan
 from attngen.runtime.variant import Cached
@@ -23,7 +24,8 @@ CACHES = {
     "contiguous": Cached(), "pages": Cached(page=16), "odd pages": Cached(page=7),
     "ring": Cached(ring=True), "int8": Cached(stored="int8"),
     "e4m3 pages": Cached(page=16, stored="float8_e4m3"),
-    "int8 ring": Cached(ring=True, stored="int8")}
+    "int8 ring": Cached(ring=True, stored="int8"),
+    "zones": Cached(ring=True, inside=True, rope="half")}
 DECODE = {
     "cache": tuple(CACHES), "dtype": ("bfloat16", "float16", "float32"),
     "head_dim": (32, 64, 96, 128, 192, 256), "target": tuple(matrix.SHARED_LIMIT),
@@ -33,6 +35,10 @@ APPEND = {
     "cache": tuple(CACHES), "dtype": ("bfloat16", "float32"), "head_dim": (32, 72, 128, 256),
     "target": tuple(matrix.SHARED_LIMIT), "copies": ("16B", "scalar"),
     "rope": ("", "half", "interleaved")}
+ROTATE = {
+    "dtype": ("bfloat16", "float16", "float32"), "head_dim": (32, 72, 128, 256),
+    "target": tuple(matrix.SHARED_LIMIT), "copies": ("16B", "scalar"),
+    "rope": ("half", "interleaved"), "inside": (False, True)}
 
 
 def _name(row: Row) -> str:
@@ -56,6 +62,13 @@ def _append(cache: str, dtype: str, head_dim: int, target: str, copies: str,
     return append_plan(spec, options).kernels
 
 
+def _rotate(dtype: str, head_dim: int, target: str, copies: str, rope: str,
+            inside: bool) -> tuple[KernelPlan, ...]:
+    spec = AttentionSpec(heads=12, groups=2, head_dim=head_dim)
+    cached = Cached(rope=rope, rotary=head_dim // 2, inside=inside)
+    return rotate_plan(spec, Options(target, dtype, copies == "16B", rows=8, cached=cached)).kernels
+
+
 def _check(kernels: tuple[KernelPlan, ...], target: str) -> None:
     for kernel in kernels:
         cubin = compile_cubin(kernel.text, target, kernel.flags, name=kernel.name)
@@ -77,6 +90,17 @@ def test_decode(row: Row) -> None:
 @pytest.mark.parametrize("row", QUICK_APPEND, ids=_name)
 def test_append(row: Row) -> None:
     _check(_append(**row), row["target"])
+
+
+@pytest.mark.parametrize("row", pairwise(ROTATE)[::2], ids=_name)
+def test_rotate(row: Row) -> None:
+    _check(_rotate(**row), row["target"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row", full(ROTATE), ids=_name)
+def test_every_rotate(row: Row) -> None:
+    _check(_rotate(**row), row["target"])
 
 
 @pytest.mark.full

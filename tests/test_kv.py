@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache as once
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import attngen as ag
 from attngen import errors, kv, masks, reference, scores
-from attngen.compiler import Options, append_plan
+from attngen.cache_plans import append_plan
+from attngen.compiler import Options
 
 Spec = ag.AttentionSpec
 SPEC = Spec(heads=6, groups=2, head_dim=32, causal=True)
@@ -94,6 +96,10 @@ def test_every_pattern(target: str, name: str) -> None:
                   kv.PagedKVCache(attn, pattern_cases.BATCH, 40, page_size=4, dtype=dtype)):
         o, lse = stepwise(attn, cache, q, k, v, [1, 2, 13, 1, 16, 1, 6], num_splits=2)
         agree(spec, o, lse, q, k, v)
+    near = masks.sliding_window(7) | masks.attention_sinks(2)
+    ring = kv.RollingKVCache(attn, pattern_cases.BATCH, 7, sinks=2, chunk=2, dtype=dtype)
+    o, lse = stepwise(attn, ring, q, k, v, [1, 2, 2, 1] * 6 + [2, 2], num_splits=2)
+    agree(replace(spec, mask=near if case.mask is None else case.mask & near), o, lse, q, k, v)
 
 
 @pytest.mark.parametrize(("target", "dtype"), [("cpu", "float32"), ("sm_80", "bfloat16")])

@@ -29,7 +29,8 @@ To try an edit of the text, keep its file name and point ATTNGEN_OVERRIDE at its
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--kind, --dropout, -o."""
     parser.add_argument("--kind", default="forward", metavar="NAME",
-                        help="forward (default), backward, decode, append, or one kernel of these")
+                        help="forward (default), backward, decode, append, rotate, or one kernel "
+                             "of these")
     parser.add_argument("--dropout", action="store_true", help="the kernels of calls with dropout")
     parser.add_argument("-o", "--output", metavar="FILE", help="write to FILE, not to the terminal")
     add_spec(parser)

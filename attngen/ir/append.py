@@ -9,7 +9,7 @@ stored.
 from __future__ import annotations
 
 from ..spec import AttentionSpec
-from .build import graph_of, graph_tables
+from .build import graph_of, graph_tables, sizes_of
 from .cache import Cache
 from .capture import Captures
 from .graph import Graph
@@ -23,7 +23,6 @@ _LARGEST = {"int8": 127.0, "float8_e4m3": 448.0}
 def build_append(spec: AttentionSpec, dtype: str, cache: Cache, captures: Captures) -> Graph:
     """The graph that writes ``k_new`` [b g i d] and ``v_new`` [b g i e] behind the first
     ``kv_start`` tokens of each sequence, the first ``new_len`` of them."""
-    assert spec.head_dim_v is not None
     with interning():
         start, count = param("kv_start", "b"), param("new_len", "b")
         found: dict[str, Node] = {}
@@ -34,16 +33,14 @@ def build_append(spec: AttentionSpec, dtype: str, cache: Cache, captures: Captur
             x = tensor(new.name, new.axes, dtype)
             if cache.rope and name == "k":
                 inputs.append(exchanged(new, cache.rope, cache.rotary, "k_pair"))
-                position = make("add", start, idx("i"), origin="kv_idx")
+                position = cache.key_angle(make("add", start, idx("i"), origin="kv_idx"))
                 x = rotated(x, inputs[-1], position, cache.rope, cache.rotary, captures)
             found[name] = x if x.dtype == dtype else cast(x, dtype)
             if cache.stored:
                 found[name], found[f"{name}_scale"] = _scaled(x, column, _LARGEST[cache.stored])
         outputs = {cache.write(Tensor(name, axes, kind, "output"), start, count, captures):
                    found[name] for name, axes, kind in cache.tensors(dtype)}
-        sizes = (("heads", spec.heads), ("groups", spec.kv_heads), ("head_dim", spec.head_dim),
-                 ("head_dim_v", spec.head_dim_v))
-        return graph_of("append", outputs, tuple(inputs), sizes, graph_tables(captures))
+        return graph_of("append", outputs, tuple(inputs), sizes_of(spec), graph_tables(captures))
 
 
 def _scaled(x: Node, over: str, largest: float) -> tuple[Node, Node]:

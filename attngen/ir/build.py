@@ -85,20 +85,20 @@ def build_scores(spec: AttentionSpec, dtype: str, captures: Captures,
     if k_scale is not None:
         product = make("mul", product, k_scale, origin="s")
     s = make("mul", product, const(spec.softmax_scale, compute), origin="scale")
+    places = cache.places(q_idx, kv_idx)
     for name, score_mod in spec.score_mods():
-        s = cast(trace(score_mod, (s, b, h, q_idx, kv_idx), name, compute,
+        s = cast(trace(score_mod, (s, b, h, *places), name, compute,
                        captures, spec.heads), compute)
     mask = cache.holds(q_idx, kv_idx)
     for name, mask_mod in spec.mask_mods():
         mask = make("and", mask, trace(mask_mod, (b, h, q_idx, kv_idx), name, "bool", captures,
                                        spec.heads))
-    inputs = (Tensor("q", tuple("bhid"), dtype, "input"),
+    inputs = (cache.queries(dtype),
               *(cache.read(Tensor(name, axes, kind, "input", heads), captures)
                 for name, axes, kind in cache.tensors(dtype)))
-    sizes = (("heads", spec.heads), ("groups", max(heads) + 1 if spec.heads else 0),
-             ("head_dim", spec.head_dim), ("head_dim_v", spec.head_dim_v or spec.head_dim))
     kept = _kept(captures, compute) if dropout else None
-    return Scores(q, k, v, product, s, make("visible", mask), kept, v_scale, compute, inputs, sizes)
+    return Scores(q, k, v, product, s, make("visible", mask), kept, v_scale, compute, inputs,
+                  sizes_of(spec))
 
 
 def _kept(captures: Captures, compute: str) -> Node:
@@ -141,6 +141,12 @@ def _build_forward(spec: AttentionSpec, dtype: str, captures: Captures, scores: 
                Tensor("lse", tuple("bhi"), compute, "output"))
     return graph_of("forward", {outputs[0]: o, outputs[1]: lse}, scores.inputs, scores.sizes,
                     graph_tables(captures))
+
+
+def sizes_of(spec: AttentionSpec) -> tuple[tuple[str, int], ...]:
+    """What a spec fixes, as a graph's sizes."""
+    return (("heads", spec.heads), ("groups", spec.kv_heads), ("head_dim", spec.head_dim),
+            ("head_dim_v", spec.head_dim_v or spec.head_dim))
 
 
 def graph_tables(captures: Captures) -> tuple[Table, ...]:

@@ -5,8 +5,8 @@ A ring holds the first ``ring_sinks`` tokens and, in the rest of its slots, the 
 
     p(j) = kv_len − 1 − (kv_len − 1 − j) mod n        (j for the first ones)
 
-which is the key's position for every mask and score. Keys are visible while they are the first
-ones, or fewer than ``ring_reach`` tokens behind the query.
+which is the key's position for every mask and score (``streaming`` has another for scores). Keys
+are visible while they are the first ones, or fewer than ``ring_reach`` tokens behind the query.
 
 In pages, key j of sequence b is row j mod P of page ``page_table[b, j // P]``; kernels see the axes
 b and j they always do.
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from . import streaming
 from .capture import Captures
 from .node import Node, const, idx, make, param
 from .tensor import Tensor
@@ -26,13 +27,28 @@ class Cache(NamedTuple):
     """``page`` is the number of tokens of a page, 0 without pages; ``stored`` the type of stored
     elements where that is not the tensors' own: of eight bits, multiplied by a number for each
     token and head, ``k_scale`` and ``v_scale``. New keys are turned by their positions in the style
-    ``rope``, ``rotary`` of their columns (``rotary.py``)."""
+    ``rope``, ``rotary`` of their columns (``rotary``). ``inside`` a ring, positions for that and
+    for scores are those of ``streaming``."""
 
     ring: bool = False
     page: int = 0
     stored: str = ""
     rope: str = ""
     rotary: int = 0
+    inside: bool = False
+
+    @property
+    def zones(self) -> int:
+        """Into how many stretches of keys, each with queries of its own, attention falls."""
+        return streaming.ZONES if self.inside and self.rope else 1
+
+    def queries(self, dtype: str) -> Tensor:
+        """As kernels read them."""
+        axes = tuple("bhid")
+        if self.zones == 1:
+            return Tensor("q", axes, dtype, "input")
+        return Tensor("q", ("zone", *axes), dtype, "input", view=axes,
+                      place=(("zone", streaming.zone()),))
 
     def tensors(self, dtype: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
         """Name, axes and type of what is kept, for tensors of ``dtype``."""
@@ -46,8 +62,20 @@ class Cache(NamedTuple):
         if not self.ring:
             return make("add", idx("j"), param("kv_offset", "b"), origin="kv_idx")
         j, newest = idx("j"), make("sub", param("kv_len", "b"), const(1))
-        back = make("mod", make("sub", newest, j), _ring_size())
-        return make("where", _is_first(), j, make("sub", newest, back), origin="kv_idx")
+        back = make("mod", make("sub", newest, j), streaming.ring_size())
+        return make("where", streaming.is_first(), j, make("sub", newest, back), origin="kv_idx")
+
+    def places(self, q_idx: Node, kv_idx: Node) -> tuple[Node, Node]:
+        """What scores see as positions of the query and of key j."""
+        return streaming.places(q_idx, kv_idx) if self.inside else (q_idx, kv_idx)
+
+    def key_angle(self, position: Node) -> Node:
+        """The position that a new key is turned by."""
+        return streaming.key_angle(position) if self.inside else position
+
+    def query_angles(self, q_idx: Node) -> tuple[Node, ...]:
+        """Those that a query is turned by, one for each zone."""
+        return streaming.query_angles(q_idx) if self.inside else (q_idx,)
 
     def holds(self, q_idx: Node, kv_idx: Node) -> Node:
         """Whether key j is one, and near enough to the query."""
@@ -56,8 +84,9 @@ class Cache(NamedTuple):
         written = make("and", make("lt", kv_idx, param("kv_len", "b")),
                        make("le", param("ring_sinks"), kv_idx), origin="turn")
         near = make("lt", make("sub", q_idx, kv_idx), param("ring_reach"), origin="turn")
-        first = make("and", _is_first(), make("lt", idx("j"), param("kv_len", "b")))
-        return make("or", first, make("and", written, near), origin="turn")
+        first = make("and", streaming.is_first(), make("lt", idx("j"), param("kv_len", "b")))
+        seen = make("or", first, make("and", written, near), origin="turn")
+        return make("and", streaming.in_zone(), seen) if self.zones > 1 else seen
 
     def read(self, t: Tensor, captures: Captures) -> Tensor:
         """A tensor with axes b and j, as it lies in the cache."""
@@ -71,11 +100,9 @@ class Cache(NamedTuple):
         fits = make("lt", i, count)
         view = tuple("i" if a == "j" else a for a in t.axes)
         if self.ring:
-            turned = make("add", param("ring_sinks"), make("mod", make(
-                "sub", position, param("ring_sinks")), _ring_size()))
-            first = make("lt", position, param("ring_sinks"))
-            slot = make("where", first, position, turned)
-            kept = make("le", make("sub", count, i), _ring_size())  # a later one would overwrite it
+            first, slot = make("lt", position, param("ring_sinks")), streaming.slot(position)
+            later = make("sub", count, i)  # one of them would overwrite it
+            kept = make("le", later, streaming.ring_size())
             fits = make("and", fits, make("or", first, kept))
         else:
             slot = position
@@ -100,11 +127,3 @@ class Cache(NamedTuple):
                      name="page_table", dtype="int32", origin="page")
         return entry, make("and", make("le", const(1), entry),
                            make("lt", entry, param("num_pages")))
-
-
-def _is_first() -> Node:
-    return make("lt", idx("j"), param("ring_sinks"))
-
-
-def _ring_size() -> Node:
-    return make("sub", param("seqlen_k"), param("ring_sinks"), origin="turn")

@@ -102,8 +102,9 @@ class TensorInterpreter:
             return args[0]
         if n.op == "of_part":  # as even parts of the whole axis
             axis, part = (a.attr("axis") for a in n.args)
-            of = args[0] * self.extents[part] // self.extents[axis]
-            return np.asarray(of == args[1])
+            zones = n.attr("zones")
+            of = args[0] * (self.extents[part] // zones) // self.extents[axis]
+            return np.asarray(of == args[1] // zones)
         if n.op == "cast" and n.dtype not in FLOATS:
             return np.trunc(args[0]).astype(np.int64)
         if n.op == "cast":

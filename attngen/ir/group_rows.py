@@ -54,8 +54,8 @@ def _seen(t: Tensor, instead: dict[Node, Node]) -> Tensor:
     t = replace(t, by_head=None)
     if not {"h", "i"} <= set(t.axes):
         return t
-    view = tuple({"h": "g", "i": "row"}.get(a, a) for a in t.axes)
-    return replace(t, view=view, place=tuple((a, instead[idx(a)]) for a in ("h", "i")))
+    view = tuple({"h": "g", "i": "row"}.get(a, a) for a in t.seen)
+    return replace(t, view=view, place=(*t.place, *((a, instead[idx(a)]) for a in ("h", "i"))))
 
 
 def _grouped(roots: tuple[Node, ...], tensors: dict[str, Tensor], instead: dict[Node, Node]

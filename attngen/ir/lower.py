@@ -19,10 +19,10 @@ from .graph import Graph, Region
 from .idle import drop_full_range
 from .loops import REDUCTIONS, Loops
 from .merge import merge_maps
-from .node import AXES, Node, cast, idx, interning, is_cheap, make, rebuild, substitute, value, walk
+from .node import AXES, Node, cast, interning, is_cheap, make, rebuild, substitute, value, walk
 from .ops import EIGHT_BIT, OPS
 from .ranges import share, solve_masks, tile_range
-from .split_kv import AXIS, without_parts
+from .split_kv import AXIS, part_of, without_parts
 from .stmt import (
     Copy,
     Fill,
@@ -108,7 +108,7 @@ class Lowering:
                                 1 if self.serial else self.schedule.block_n, every,
                                 self.visits.settled)
         if self.splits:
-            self.range = share(self.range, idx(AXIS), extent(AXIS))
+            self.range = share(self.range, *part_of(self.region.roots))
         return tuple(substitute(r, self.masks.table) for r in roots)
 
     def _run_streams(self, roots: tuple[Node, ...]) -> tuple[Node, ...]:

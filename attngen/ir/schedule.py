@@ -107,9 +107,10 @@ _WIDEST_BOTH = 128  # a thread's registers do not hold two wider accumulators
 _PLAIN_BACKWARD = 12  # values of a pair without a score, under one bound
 _PACKED_COLUMNS = 112
 _UNALIGNED = 32  # columns of a tile whose copies pass through registers
+_WIDE = 192  # above, an accumulator leaves so few that asking kernels take half of those columns
 _ELEMENTWISE = Schedule(64, 64, 4, (1,))  # kernels without products only move tiles
 _ROWS = Schedule(32, 32, 4, (1,), engine="simt")  # sums along rows of tensors: many small parts
-_APPEND = Schedule(8, 32, 4, (1,), engine="simt")  # tokens into a cache: often one a sequence
+_APPEND = Schedule(8, 32, 4, (1,), engine="simt")  # of a cache's new tokens: often one a sequence
 _CPU = Schedule(64, 64, 1, (1,), engine="cpu")
 _COMBINE = Schedule(8, 16, 1, (1,), engine="simt")  # rows of all parts, joined one after the other
 # Few rows (decode): one warp for every 16 of them, 8 without tensor cores, and tiles of keys of
@@ -242,9 +243,11 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     if any(n.dtype in EIGHT_BIT for n in walk(*region.roots)):
         vector_bytes = 2 if engine == "mma" else 4  # widened on their way through registers
     if not any(n.op in ("contract", "stream_contract") for n in walk(*region.roots)):
-        if all(t.place for t, _ in region.outputs):
+        summed = any(n.op == "reduce" for n in walk(*region.roots))
+        along = any(set(n.axes) & set("de") for n in walk(*region.roots))
+        if all(t.place for t, _ in region.outputs) or (along and not summed):
             return _APPEND
-        if any(set(n.axes) & set("de") for n in walk(*region.roots)):
+        if along:
             return replace(_ROWS, vector_bytes=16 if vector_bytes == 16 else 4)
         return replace(_ELEMENTWISE, engine=engine, vector_bytes=vector_bytes)
     if rows:
@@ -257,7 +260,9 @@ def choose(engine: str, region: Region, sizes: Mapping[str, int], limits: Limits
     for widest, least, schedules in table:
         schedule = schedules[kind]
         if vector_bytes != 16:
-            schedule = replace(schedule, block_n=min(schedule.block_n, _UNALIGNED))
+            crowded = kind == _ASKING and max(head_dim, head_dim_v) > _WIDE
+            schedule = replace(schedule, block_n=min(
+                schedule.block_n, _UNALIGNED // 2 if crowded else _UNALIGNED))
         schedule = replace(schedule, block_n=_columns(region, schedule.block_n))
         if packed:
             schedule = replace(schedule, block_n=min(schedule.block_n, _PACKED_COLUMNS))

@@ -15,33 +15,61 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import VerifyError
+from .bounds import extent
 from .graph import Graph, Region
-from .node import Node, contract, idx, interning, make, reduce, substitute, tensor, walk
+from .node import (
+    Node,
+    const,
+    contract,
+    idx,
+    interning,
+    make,
+    param,
+    reduce,
+    substitute,
+    tensor,
+    walk,
+)
 from .tensor import Tensor
 
 AXIS = "split"
 
 
-def split_kv(graph: Graph, loop: str = "j") -> Graph:
+def split_kv(graph: Graph, loop: str = "j", zones: int = 1) -> Graph:
     """Cut the one region of a forward graph in two. Raises VerifyError for a region that is no
     softmax over ``loop`` with sums weighted by it."""
     (region,) = graph.regions
     with interning(*region.roots):
-        parts, whole = _cut(region, graph, loop)
-    tensors = (*graph.tensors, *(t for t, _ in parts.outputs))
+        read = tuple(_of_zone(t, zones) for t in graph.tensors)
+        parts, whole = _cut(region, replace(graph, tensors=read), loop, zones)
+    tensors = (*read, *(t for t, _ in parts.outputs))
     return replace(graph, kernels=(parts, whole), tensors=tensors)
 
 
-def _cut(region: Region, graph: Graph, loop: str) -> tuple[Region, Region]:
+def _of_zone(t: Tensor, zones: int) -> Tensor:
+    """``t`` as parts see it: one that lies where a zone says is another for each part."""
+    place = tuple((a, substitute(n, _zone(zones))) for a, n in t.place)
+    return t if place == t.place else replace(t, place=place, view=(AXIS, *t.seen))
+
+
+def _zone(zones: int) -> dict[Node, Node]:
+    return {param("zone"): make("mod", idx(AXIS), const(zones), origin="zone")}
+
+
+def _cut(region: Region, graph: Graph, loop: str, zones: int) -> tuple[Region, Region]:
     over = [n for n in walk(*region.roots) if dict(n.attrs).get("over") == loop]
     lse = next((n for n in over if n.op == "reduce" and n.attr("kind") == "lse"), None)
     sums = [n for n in over if n.op == "contract"]
     if lse is None or len(over) != 1 + len(sums) or any(lse not in walk(n) for n in sums):
         raise VerifyError(f"{region.name} cannot be split along {loop}: it takes more than the "
                           "log-sum-exp of scores and sums weighted by exp(score - lse)")
-    own = make("of_part", idx(loop), idx(AXIS), axes=(loop, AXIS), dtype="bool", origin=AXIS)
-    masks = {n: make("visible", make("and", n.args[0], own), origin=n.origin)
-             for n in walk(*region.roots) if n.op == "visible"}
+    own = make("of_part", idx(loop), idx(AXIS), axes=(loop, AXIS), dtype="bool", origin=AXIS,
+               zones=zones)
+    table = _zone(zones)
+    own_of = {n: make("visible", make("and", substitute(n.args[0], table), own), origin=n.origin)
+              for n in walk(*region.roots) if n.op == "visible"}
+    own_of |= {n: tensor(t.name, t.seen, t.dtype) for n in walk(*region.roots) if n.op == "input"
+               for t in (graph.tensor(n.attr("name")),) if AXIS in t.seen}
     like = next(t for t, n in region.outputs if {"i", "row"} & set(n.axes))
     outputs: list[tuple[Tensor, Node]] = []
     loaded: dict[Node, Node] = {}
@@ -51,7 +79,7 @@ def _cut(region: Region, graph: Graph, loop: str) -> tuple[Region, Region]:
         stored = tuple({"row": "i", "g": "h"}.get(a, a) for a in split) if like.place else split
         part = Tensor(name, stored, n.dtype, "workspace", view=split if like.place else (),
                       place=like.place)
-        outputs.append((part, _in_part(n, masks)))
+        outputs.append((part, _in_part(n, own_of)))
         loaded[n] = tensor(name, part.seen, n.dtype)
     parts = loaded.pop(lse)
     joined = {lse: reduce("lse", parts, AXIS, origin=lse.origin)}
@@ -61,6 +89,15 @@ def _cut(region: Region, graph: Graph, loop: str) -> tuple[Region, Region]:
     roots = tuple(substitute(r, joined) for r in region.roots)
     return (Region(f"{region.name}_parts", tuple(outputs)),
             Region("combine", region.with_roots(roots).outputs, loop=AXIS))
+
+
+def part_of(roots: tuple[Node, ...]) -> tuple[Node, Node]:
+    """The number of a block's part among those of its zone, and how many these are."""
+    zones = next(n.attr("zones") for n in walk(*roots) if n.op == "of_part")
+    part, parts = idx(AXIS), extent(AXIS)
+    if zones == 1:
+        return part, parts
+    return make("floordiv", part, const(zones)), make("floordiv", parts, const(zones))
 
 
 def without_parts(roots: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -73,13 +110,14 @@ def without_parts(roots: tuple[Node, ...]) -> tuple[Node, ...]:
     return tuple(substitute(r, table) for r in roots)
 
 
-def _in_part(root: Node, masks: dict[Node, Node]) -> Node:
-    """``root`` for the keys of one part: what depends on masks gains the axis."""
+def _in_part(root: Node, own_of: dict[Node, Node]) -> Node:
+    """``root`` for the keys of one part: what depends on a part's own masks and queries gains the
+    axis."""
     done: dict[str, Node] = {}
     for n in walk(root):
         args = tuple(done[a.key] for a in n.args)
-        if n in masks:
-            done[n.key] = masks[n]
+        if n in own_of:
+            done[n.key] = own_of[n]
         elif args == n.args:
             done[n.key] = n
         else:

@@ -56,7 +56,7 @@ class Cache:
             name: torch.zeros(shape, device=self.device) for name in ("k_scale", "v_scale")}
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._longest = [0] * batch  # lengths, or more where only the device knows
-        self._runners: dict[Kind, Runner] = {}
+        self._runners: dict[tuple[str, Kind], Runner] = {}
 
     # -- what kinds differ in ---------------------------------------------------------------------
 
@@ -80,6 +80,11 @@ class Cache:
     def check_queries(self, seqlen_q: int) -> None:
         """Raises ShapeError for more queries than the cache can answer."""
 
+    def check_rope(self, rope: Rope | None) -> None:
+        """Raises ShapeError, DtypeError or DeviceError for tables that do not fit."""
+        if rope is not None:
+            rope.check(int(self.k.shape[-1]), self.k.device)
+
     # -- use --------------------------------------------------------------------------------------
 
     def append(self, k: Tensor, v: Tensor, counts: Sequence[int] | Tensor | None = None, *,
@@ -96,8 +101,7 @@ class Cache:
         is written.
         """
         n = self._check_new(k, v)
-        if rope is not None:
-            self._check_rope(rope)
+        self.check_rope(rope)
         known, given = self._counts(counts, n)
         self.make_room(known)
         if n and self.batch:
@@ -142,26 +146,17 @@ class Cache:
             if x.shape[1] != spec.kv_heads:
                 raise HeadsError(f"{name} has {x.shape[1]} heads, the cache {spec.kv_heads}",
                                  remedy="Those are the key/value heads of the spec.")
-            if x.dtype != self.dtype:
-                raise DtypeError(f"{name} is {x.dtype}, the cache takes {self.dtype}",
-                                 remedy="Convert it with .to().")
-            if x.device != self.k.device:
-                raise DeviceError(f"{name} is on {x.device}, the cache on {self.k.device}",
-                                  remedy="Move it with .to().")
+            self.check_kind(name, x)
         return int(k.shape[2])
 
-    def _check_rope(self, rope: Rope) -> None:
-        """Raises ShapeError, DtypeError or DeviceError."""
-        for name, t in (("cos", rope.cos), ("sin", rope.sin)):
-            if t.dim() != 2 or t.shape != rope.cos.shape or rope.rotary_dim > self.k.shape[-1]:
-                raise ShapeError(f"{name} has shape {tuple(t.shape)}", numbers="expected "
-                                 f"(positions, at most {self.k.shape[-1] // 2})",
-                                 remedy="One angle for each position and pair of columns.")
-            if str(t.dtype) != "torch.float32":
-                raise DtypeError(f"{name} is {t.dtype}", remedy="Tables are float32.")
-            if t.device != self.k.device:
-                raise DeviceError(f"{name} is on {t.device}, the cache on {self.k.device}",
-                                  remedy="Move it with .to().")
+    def check_kind(self, name: str, x: Tensor) -> None:
+        """Raises DtypeError or DeviceError for a tensor that is not as the cache's are."""
+        if x.dtype != self.dtype:
+            raise DtypeError(f"{name} is {x.dtype}, the cache takes {self.dtype}",
+                             remedy="Convert it with .to().")
+        if x.device != self.k.device:
+            raise DeviceError(f"{name} is on {x.device}, the cache on {self.k.device}",
+                              remedy="Move it with .to().")
 
     def _counts(self, counts: Sequence[int] | Tensor | None,
                 n: int) -> tuple[list[int], int | Tensor]:
@@ -180,6 +175,30 @@ class Cache:
                              remedy="One for each sequence, of the new tokens k and v hold.")
         return known, torch.tensor(known, dtype=torch.int32, device=self.k.device)
 
+    def rotate(self, q: Tensor, rope: Rope, numbers: dict[str, Any]) -> Tensor:
+        """q [batch, heads, n, head_dim] turned by its positions, ``numbers`` as kernels take them:
+        [zones, batch, heads, n, head_dim], for the keys of each zone."""
+        import torch
+
+        n, heads = q.shape[2], q.shape[1]
+        cached = rope.of(Cached(inside=self.cached.inside))
+        kind = Kind(str(self.dtype).removeprefix("torch."), operands.is_vectorized(
+            q, q.element_size(), "q"), cached=cached, rows=_tile_rows(n))
+        runner = self._runner("rotate", kind)
+        names = [t.name for t in runner.plan.tensors if t.role == "output"]
+        turned = torch.empty(len(names), *q.shape, dtype=q.dtype, device=q.device)
+        sizes = {"batch": self.batch, "heads": heads, "seqlen_q": n, "seqlen_k": self.seqlen_k}
+        if self.batch and n:
+            runner.run({"q_new": q, "q_pair": q, **dict(zip(names, turned, strict=True))},
+                       rope.tables(), sizes, {**numbers, **self.numbers()}, self.batch * heads * n)
+        return turned
+
+    def _runner(self, name: str, kind: Kind) -> Runner:
+        if (name, kind) not in self._runners:
+            self._runners[name, kind] = Runner(self.attn.cache_plan(name, kind),
+                                               emulate=self.attn.emulate)
+        return self._runners[name, kind]
+
     def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor,
                 rope: Rope | None = None) -> None:
         size = k.element_size()
@@ -187,21 +206,18 @@ class Cache:
                           operands.is_vectorized(v, size, "v")])
         cached, tables, tensors = self.cached, self.tables(), {"k_new": k, "v_new": v}
         if rope is not None:
-            style = "interleaved" if rope.interleaved else "half"
-            cached = cached._replace(rope=style, rotary=rope.rotary_dim)
-            tables |= {"rope_cos": rope.cos, "rope_sin": rope.sin}
+            cached = rope.of(cached)
+            tables |= rope.tables()
             tensors["k_pair"] = k
         kind = Kind(str(self.dtype).removeprefix("torch."), vectorized, cached=cached,
-                    rows=8 if n <= 8 else 32)
-        if kind not in self._runners:
-            self._runners[kind] = Runner(self.attn.append_plan(kind), emulate=self.attn.emulate)
+                    rows=_tile_rows(n))
         numbers: dict[str, Any] = {"kv_start": 0, "kv_start_ptr": self.lengths.data_ptr()}
         numbers |= {"new_len": count} if isinstance(count, int) else {
             "new_len": 0, "new_len_ptr": count.data_ptr()}
         spec = self.attn.spec
         sizes = {"batch": self.batch, "groups": spec.kv_heads, "seqlen_q": n,
                  "seqlen_k": self.seqlen_k}
-        self._runners[kind].run(
+        self._runner("append", kind).run(
             {**tensors, "k": self.k, "v": self.v, **self.scales}, tables, sizes,
             {**numbers, **self.numbers()}, self.batch * spec.kv_heads * n)
 
@@ -220,6 +236,11 @@ class KVCache(Cache):
                              remedy="At least one token, and no negative number of sequences.")
         super().__init__(attn, batch, (batch, attn.spec.kv_heads, capacity), capacity, dtype,
                          device, quantize, Cached())
+
+
+def _tile_rows(n: int) -> int:
+    """Rows of a tile for n tokens."""
+    return 8 if n <= 8 else 32
 
 
 def _eight_bits(name: str) -> torch.dtype:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ShapeError
+from ..errors import DeviceError, DtypeError, ShapeError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from ..runtime.variant import Cached
 
 
 class Rope(NamedTuple):
@@ -22,6 +25,32 @@ class Rope(NamedTuple):
     def rotary_dim(self) -> int:
         """How many columns are turned, from the first on."""
         return 2 * int(self.cos.shape[1])
+
+    @property
+    def style(self) -> str:
+        """As ``ir.rotary`` has it."""
+        return "interleaved" if self.interleaved else "half"
+
+    def of(self, cached: Cached) -> Cached:
+        """That kind of cache, its keys turned by these."""
+        return cached._replace(rope=self.style, rotary=self.rotary_dim)
+
+    def tables(self) -> dict[str, Tensor]:
+        """As kernels know them."""
+        return {"rope_cos": self.cos, "rope_sin": self.sin}
+
+    def check(self, columns: int, device: torch.device) -> None:
+        """Raises ShapeError, DtypeError or DeviceError for keys of so many columns there."""
+        for name, t in (("cos", self.cos), ("sin", self.sin)):
+            if t.dim() != 2 or t.shape != self.cos.shape or self.rotary_dim > columns:
+                raise ShapeError(f"{name} has shape {tuple(t.shape)}", numbers="expected "
+                                 f"(positions, at most {columns // 2})",
+                                 remedy="One angle for each position and pair of columns.")
+            if str(t.dtype) != "torch.float32":
+                raise DtypeError(f"{name} is {t.dtype}", remedy="Tables are float32.")
+            if t.device != device:
+                raise DeviceError(f"{name} is on {t.device}, the cache on {device}",
+                                  remedy="Move it with .to().")
 
     def rotate(self, x: Tensor, positions: Any) -> Tensor:
         """x [batch, heads, n, head_dim] turned by ``positions``, [n] or [batch, n], in torch; what

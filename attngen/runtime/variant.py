@@ -28,6 +28,7 @@ class Cached(NamedTuple):
     stored: str = ""
     rope: str = ""
     rotary: int = 0
+    inside: bool = False
 
 
 class Kind(NamedTuple):
@@ -96,16 +97,16 @@ class Variant:
         self._lse_dtype = getattr(torch, plan.tensor("lse").dtype)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem,
-            scales: Mapping[str, Tensor] = _NONE) -> tuple[Tensor, Tensor]:
-        """(o, lse) for operands that ``operands.check_tensors`` accepted; ``scales`` are those of
-        keys and values in eight bits."""
+            others: Mapping[str, Tensor] = _NONE) -> tuple[Tensor, Tensor]:
+        """(o, lse) for operands that ``operands.check_tensors`` accepted; ``others`` by name:
+        scales of keys and values in eight bits, or queries where kernels read others than q."""
         shape = (*q.shape[:3], self._fixed.head_dim_v)
         o = q.new_empty(shape) if q.is_contiguous() \
             else q.new_empty_strided(shape, operands.ordered_strides(q, shape))
         lse = q.new_empty(shape[:3], dtype=self._lse_dtype)
         if not (problem.batch and problem.seqlen_q):
             return o, lse
-        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse, **scales}
+        tensors = {"q": q, "k": k, "v": v, "o": o, "lse": lse, **others}
         if self.packed:
             tensors = {name: t[0] for name, t in tensors.items()}
         self._runner.run(tensors, problem.tables, problem.sizes(self._fixed), problem.params,
