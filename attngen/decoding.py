@@ -26,10 +26,9 @@ def ready(attn: Attention, q: Tensor, cache: Cache, sinks: Tensor | None, num_sp
     seqlen_q = _check(attn, q, cache)
     cache.check_rope(rope)
     where = Positions(cache.lengths - seqlen_q, 0, cache.lengths)
-    queries, cached, zones = q, cache.cached, 1
+    queries, cached, zones = q, cache.cached, cache.zones
     if rope is not None:
-        turned = cache.rotate(q, rope, where.numbers())
-        zones, queries = len(turned), turned if cached.inside else turned[0]
+        queries = cache.rotate(q, rope, where.numbers())
         cached = rope.of(cached) if cached.inside else cached
     size = q.element_size()
     vectorized = all([operands.is_vectorized(queries, size, "q"), cache.vectorized()])

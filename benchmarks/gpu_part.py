@@ -17,10 +17,12 @@ from . import record
 
 
 class Progress:
-    """Rows of results on their way into ``file``; ``left()`` seconds remain to make more."""
+    """Rows of results on their way into ``file``; ``left()`` seconds remain to make more. ``parts``
+    are those that run in the same suite, none if they are not known."""
 
-    def __init__(self, file: Path, seconds: float) -> None:
+    def __init__(self, file: Path, seconds: float, parts: tuple[str, ...] = ()) -> None:
         self.file = file
+        self.parts = parts
         self._start = time.monotonic()
         self._seconds = seconds
         self.state: dict[str, Any] = {"status": "running", "reason": "", "seconds": 0.0,
@@ -70,9 +72,11 @@ def run(part: Callable[[Progress], None], progress: Progress) -> None:
 
 
 def main(part: Callable[[Progress], None]) -> None:
-    """The command line of a part: ``--out FILE --seconds N``."""
+    """The command line of a part: ``--out FILE --seconds N --parts NAME,...``."""
     parser = argparse.ArgumentParser(description=part.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--seconds", type=float, default=120.0, help="time it may take")
+    parser.add_argument("--parts", default="", help="parts of the suite that run (default: all)")
     options = parser.parse_args()
-    run(part, Progress(options.out, options.seconds))
+    names = tuple(name for name in options.parts.split(",") if name)
+    run(part, Progress(options.out, options.seconds, names))

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,16 @@ PARTS = (Part("environment", "benchmarks.gpu_environment", 25.0),
 _TO_FINISH = 8.0  # seconds between a part's own deadline and its end by force
 
 
-def run_part(part: Part, seconds: float, folder: Path) -> dict[str, Any]:
-    """Run a part in a new process; what it wrote, with how it ended."""
+def run_part(part: Part, seconds: float, folder: Path,
+             names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run a part in a new process, one of those with ``names``; what it wrote, with how it
+    ended."""
     file = folder / f"{part.name}.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
         [str(record.ROOT), os.environ.get("PYTHONPATH", "")]), "PYTHONUNBUFFERED": "1"}
     environment.setdefault("ATTNGEN_CACHE_DIR", str(folder / "cache"))
     command = [sys.executable, "-m", part.module, "--out", str(file),
-               "--seconds", str(max(1.0, seconds - _TO_FINISH))]
+               "--seconds", str(max(1.0, seconds - _TO_FINISH)), "--parts", ",".join(names)]
     start = time.monotonic()
     try:
         exit_status = subprocess.run(command, cwd=record.ROOT, env=environment,
@@ -95,7 +97,7 @@ def suite(parts: tuple[Part, ...] = PARTS, budget: float = BUDGET,
             print(f"== {part.name}: " + (f"skipped, {reason}" if reason else
                                          f"up to {min(part.seconds, left):.0f} s"), flush=True)
             results[part.name] = skipped(reason) if reason else run_part(
-                part, min(part.seconds, left), Path(folder))
+                part, min(part.seconds, left), Path(folder), tuple(p.name for p in parts))
             if part.name == "environment":
                 reason = _no_gpu(results[part.name])
             answers = Path(folder) / f"{part.name}.npz"
@@ -108,6 +110,12 @@ def suite(parts: tuple[Part, ...] = PARTS, budget: float = BUDGET,
             "gpu": seen.get("device", {}).get("name"), "why_no_gpu": reason if seen and
             not seen.get("available") else "", "machine": seen.get("machine", {}),
             "seconds": round(time.monotonic() - start, 2), "parts": results}
+
+
+def shared_out(parts: tuple[Part, ...], budget: float) -> tuple[Part, ...]:
+    """The parts with the whole budget divided among them; none gets less than it had."""
+    share = max(1.0, budget / sum(part.seconds for part in parts))
+    return tuple(replace(part, seconds=part.seconds * share) for part in parts)
 
 
 def _no_gpu(environment: dict[str, Any]) -> str:
@@ -152,7 +160,8 @@ def main() -> int:
                         "<date>-gpu.json, or build/gpu.json without a GPU)")
     parser.add_argument("--parts", default=",".join(p.name for p in PARTS),
                         help="which, separated by commas (default: all)")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all of it")
+    parser.add_argument("--budget", type=float, default=BUDGET,
+                        help="seconds for all of it, divided among the parts")
     options = parser.parse_args()
     names = {"environment", *options.parts.split(",")}
     unknown = names - {p.name for p in PARTS}
@@ -161,7 +170,8 @@ def main() -> int:
                      f"{', '.join(p.name for p in PARTS)}")
     today = record.RESULTS / f"{datetime.date.today().isoformat()}-gpu.json"
     golden = (options.out or today).with_suffix(".npz")
-    result = suite(tuple(p for p in PARTS if p.name in names), options.budget, golden)
+    parts = shared_out(tuple(p for p in PARTS if p.name in names), options.budget)
+    result = suite(parts, options.budget, golden)
     wrong = problems(result)
     assert not wrong, wrong
     found = result["gpu"] is not None

@@ -20,7 +20,6 @@ from attngen.runtime.nvrtc import compile_cubin
 from attngen.templates import device
 from attngen.templates.device import ORDER
 from benchmarks import (
-    gpu_decode,
     gpu_forward,
     gpu_part,
     gpu_primitives,
@@ -177,47 +176,6 @@ def test_speed_table_shows_who_refused() -> None:
         "D64", "300", "-", "-", "-", "150", "2.00"]
 
 
-# -- decode ---------------------------------------------------------------------------------------
-
-
-def test_decode_cases_and_shapes_are_those_promised() -> None:
-    listed = list(gpu_decode.cases())
-    assert {case[0] for case in listed} == set(gpu_decode.KINDS)
-    assert {case[2:] for case in listed} == {(q, p) for q in (1, 2, 4) for p in (None, 1, 7)}
-    todo = list(gpu_decode.shapes())
-    assert {(s.batch, s.keys, s.queries) for s in todo} == {
-        (b, 1024 * k, q) for b in (1, 8, 32, 128) for k in (2, 8, 32, 128) for q in (1, 2, 4)}
-    assert {(s.batch, s.keys) for s in todo if not s.fits} == {(128, 131072)}
-    assert todo[0].flex and todo[0].bytes == 2 * 8 * 8192 * 8 * 128 * 2
-
-
-@pytest.mark.parametrize(("kind", "queries", "parts"), [
-    ("contiguous", 1, None), ("paged", 4, 7), ("rolling", 2, 1), ("int8", 1, 7),
-    ("float8_e4m3", 4, 1)])
-def test_a_decoding_is_told_right_from_wrong(kind: str, queries: int, parts: int | None,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    import attngen as ag
-
-    case = gpu_decode.Case(kind, "bfloat16", queries, parts)
-    right = ag.compile(gpu_decode.SPEC, target="sm_90", emulate=True)
-    monkeypatch.setattr(gpu_forward, "compiled", lambda spec, fuse: right)
-    assert gpu_decode.check(case, "cpu") == []
-
-    def shifted(*given: object, **options: object) -> object:
-        o, lse = decode(*given, **options)  # type: ignore[misc,arg-type]
-        return o, lse + 0.1
-    decode = right.decode
-    monkeypatch.setattr(right, "decode", shifted)
-    assert "lse" in gpu_decode.check(case, "cpu")[0]
-
-
-def test_decode_table_shows_who_refused() -> None:
-    row = {"name": "B1 K2048 Q1", "of_copy": {"contiguous": 0.9, "sdpa": 0.3},
-           "times": {"contiguous": {"median": 1.0}, "sdpa": {"median": 3.0}}}
-    assert gpu_decode.table([row]).splitlines()[-1].split() == [
-        "B1", "K2048", "Q1", "90%", "-", "30%", "-", "3.00x"]
-
-
 # -- the suite ------------------------------------------------------------------------------------
 
 FAKES = {
@@ -226,6 +184,7 @@ FAKES = {
     "fake_raising": "p.put('before', 1); raise ValueError('no such thing')",
     "fake_hanging": "p.put('before', 1); import time; time.sleep(60)",
     "fake_dying": "p.put('before', 1); import os; os._exit(9)",
+    "fake_asking": "p.put('parts', p.parts)",
 }
 
 
@@ -265,6 +224,17 @@ def test_the_whole_suite_fits_its_budget() -> None:
     assert sum(part.seconds for part in gpu_suite.PARTS) <= gpu_suite.BUDGET < 8 * 60
 
 
+def test_a_few_parts_have_all_the_time() -> None:
+    parts = (Part("a", "fake_ok", 10.0), Part("b", "fake_ok", 30.0))
+    assert [p.seconds for p in gpu_suite.shared_out(parts, 100.0)] == [25.0, 75.0]
+    assert gpu_suite.shared_out(parts, 20.0) == parts
+
+
+def test_parts_know_which_others_run(fakes: None) -> None:
+    result = gpu_suite.suite((Part("a", "fake_asking", 20.0), Part("b", "fake_asking", 20.0)))
+    assert [p["data"] for p in result["parts"].values()] == [{"parts": ["a", "b"]}] * 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible: `make gpu` runs it")
 def test_without_a_gpu_it_says_why_and_succeeds(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
@@ -285,8 +255,8 @@ import sys
 for name in ("pytest", "hypothesis", "rich", "platformdirs", "transformers", "matplotlib"):
     sys.modules[name] = None  # importing it now fails
 import attngen as ag
-from benchmarks import gpu_decode, gpu_environment, gpu_forward, gpu_primitives
-from benchmarks import gpu_speed, gpu_suite
+from benchmarks import gpu_compile, gpu_decode, gpu_environment, gpu_forward
+from benchmarks import gpu_primitives, gpu_speed, gpu_suite
 gpu_forward.compiled = lambda spec, fuse: ag.compile(spec, target="sm_90", emulate=True)
 case = gpu_forward.cases.Case(dtype="bfloat16")
 print(gpu_forward.judge("x", case, True, "cpu")["complaints"])"""

@@ -37,6 +37,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "cascade": ({"errors"}, set(), {"torch"}),
     "compiler": (EVERYTHING, set(), {"torch", "numpy"}),
     "backward": (EVERYTHING, set(), {"torch", "numpy"}),
+    "cache_plans": ({"compiler", "ir", "runtime", "spec"}, set(), set()),
     "describe": (EVERYTHING, set(), {"torch", "numpy"}),
     "front": (FRONT | {"attention", "compiler", "runtime"}, {"torch"}, set()),
     "library": ({"errors", "runtime", "attention", "call"}, set(), {"torch"}),

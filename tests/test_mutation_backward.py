@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
+import deletions
 import forward_cases as cases
 import pytest
 import torch
@@ -13,16 +14,12 @@ from forward_cases import Case
 from attngen import AttentionSpec, knobs, masks, reference
 from attngen.backward import backward_plans
 from attngen.compiler import Options
-from attngen.errors import EmulatorError
 from attngen.runtime.backward import BackwardPlans, BackwardVariant, Saved
 from attngen.runtime.dropout import Dropout
-from attngen.runtime.emulator.mutate import mutations
 from attngen.runtime.operands import Heads
-from attngen.runtime.plan import Plan
 from attngen.runtime.positions import Positions
 from attngen.runtime.variant import Problem
 
-SEEDS = range(8)
 # At least three tiles along either axis, a last one cut short; then blocks that see nothing, rows
 # here and columns there, whose copies would be under way at the end.
 CALLS = (Case(heads=1, batch=1, causal=True, seqlen_q=230, seqlen_k=300),
@@ -70,42 +67,29 @@ def problems(name: str) -> tuple[tuple[Saved, torch.Tensor, Problem], ...]:
     return tuple(found)
 
 
-def objects(name: str, plans: BackwardPlans, seed: int) -> bool:
-    """Does the emulator report an error in one of the calls?"""
+def attempt(name: str, plans: BackwardPlans, seed: int) -> None:
     dim = KERNELS[name][2]
     variant = BackwardVariant(plans, Heads(1, 1, dim, dim), emulate=True, packed=False)
     for saved, dout, problem in problems(name):
-        try:
-            with knobs.scope(seed=seed):
-                variant.run(saved, dout, None, problem)
-        except EmulatorError:
-            return True
-    return False
+        with knobs.scope(seed=seed):
+            variant.run(saved, dout, None, problem)
 
 
 def mutants(plans: BackwardPlans) -> Iterator[tuple[str, BackwardPlans]]:
     """Every deletion in every kernel: what it is, and the plans with it."""
-    def changed(plan: Plan) -> Iterator[tuple[str, Plan]]:
-        (kernel,) = plan.kernels
-        for site in mutations(kernel.text):
-            yield (f"{kernel.kind} line {site.line} {site.function}",
-                   plan._replace(kernels=(kernel._replace(text=site.text),)))
-
-    for what, plan in changed(plans.rows):
+    for what, plan in deletions.of_plan(plans.rows):
         yield what, plans._replace(rows=plan)
     for n, part in enumerate(plans.columns):
-        for what, plan in changed(part):
+        for what, plan in deletions.of_plan(part):
             yield what, plans._replace(columns=(*plans.columns[:n], plan, *plans.columns[n + 1:]))
     if plans.pairs is not None:
-        for what, plan in changed(plans.pairs):
+        for what, plan in deletions.of_plan(plans.pairs):
             yield what, plans._replace(pairs=plan)
 
 
 def survivors(name: str) -> list[str]:
     plans = plans_of(name)
-    assert not any(objects(name, plans, seed) for seed in SEEDS)
-    return [f"{what}: seeds {missed}" for what, mutant in mutants(plans)
-            if (missed := [s for s in SEEDS if not objects(name, mutant, s)])]
+    return deletions.survivors(plans, mutants(plans), partial(attempt, name))
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -120,7 +104,6 @@ def test_every_deletion_is_caught_in_the_other_kernels(name: str) -> None:
 
 
 def test_the_kernels_have_something_to_delete() -> None:
-    sites = [site.function for plan in plans_of("bfloat16").all() for kernel in plan.kernels
-             for site in mutations(kernel.text)]
+    sites = [name for plan in plans_of("bfloat16").all() for name in deletions.functions(plan)]
     assert {"cp_async_commit", "cp_async_wait", "sync_block"} <= set(sites)
-    assert not list(mutations(plans_of("bfloat16").delta.kernels[0].text))
+    assert not deletions.functions(plans_of("bfloat16").delta)

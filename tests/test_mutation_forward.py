@@ -6,24 +6,20 @@ a hole in the emulator. Either way it shows here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
+import deletions
 import forward_cases as cases
 import pytest
 from forward_cases import Case
 
 from attngen import AttentionSpec, knobs, masks
 from attngen.compiler import Options, lower, make_plan
-from attngen.errors import EmulatorError
-from attngen.runtime.emulator.mutate import mutations
 from attngen.runtime.operands import Heads
 from attngen.runtime.plan import Plan
 from attngen.runtime.positions import Positions
 from attngen.runtime.variant import Problem, Variant
-
-SEEDS = range(8)
 
 # Head sizes small enough for quick runs; lengths with at least three key tiles, a last tile cut
 # short, and (second) query tiles that see nothing, whose copies would be under way at the end.
@@ -56,36 +52,20 @@ def plan_of(name: str) -> Plan:
     return make_plan(spec, options, lower(spec, options))
 
 
-def _objects(plan: Plan, dtype: str, seed: int) -> bool:
-    """Does the emulator report an error in one of the calls?"""
+def _attempt(dtype: str, plan: Plan, seed: int) -> None:
     dim = CALLS[0].head_dim
     variant = Variant(plan, Heads(1, 1, dim, dim), emulate=True)
     for case in CALLS:
         data = cases.inputs(replace(case, dtype=dtype))
         where = Positions(case.seqlen_k - case.seqlen_q, 0, case.seqlen_k)
-        try:
-            with knobs.scope(seed=seed):
-                variant.run(data.q, data.k, data.v, Problem(
-                    1, case.seqlen_q, case.seqlen_k, where.numbers(), {}, None, where))
-        except EmulatorError:
-            return True
-    return False
-
-
-def _mutants(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """Every deletion in every kernel: what it is, and the plan with it."""
-    for n, kernel in enumerate(plan.kernels):
-        for site in mutations(kernel.text):
-            changed = kernel._replace(text=site.text)
-            yield (f"{kernel.kind} line {site.line} {site.function}",
-                   plan._replace(kernels=(*plan.kernels[:n], changed, *plan.kernels[n + 1:])))
+        with knobs.scope(seed=seed):
+            variant.run(data.q, data.k, data.v, Problem(
+                1, case.seqlen_q, case.seqlen_k, where.numbers(), {}, None, where))
 
 
 def _survivors(name: str) -> list[str]:
-    plan, dtype = plan_of(name), KERNELS[name][0]
-    assert not any(_objects(plan, dtype, seed) for seed in SEEDS)
-    return [f"{what}: seeds {missed}" for what, mutant in _mutants(plan)
-            if (missed := [s for s in SEEDS if not _objects(mutant, dtype, s)])]
+    plan = plan_of(name)
+    return deletions.survivors(plan, deletions.of_plan(plan), partial(_attempt, KERNELS[name][0]))
 
 
 @pytest.mark.parametrize("name", QUICK_KERNELS)
@@ -101,8 +81,7 @@ def test_every_deletion_is_caught_in_the_other_kernels(name: str) -> None:
 
 def test_the_kernels_have_something_to_delete() -> None:
     """So that no survivors means more than no sites."""
-    sites = {name: [site.function for kernel in plan_of(name).kernels
-                    for site in mutations(kernel.text)] for name in KERNELS}
+    sites = {name: deletions.functions(plan_of(name)) for name in KERNELS}
     for name in QUICK_KERNELS[:3]:
         assert {"cp_async_commit", "cp_async_wait", "sync_block"} <= set(sites[name]), name
     assert "sync_warp" in sites["float32 16B 2,2"]

@@ -1,12 +1,7 @@
 """Where a cache keeps keys and values, and what that says about positions.
 
-A ring holds the first ``ring_sinks`` tokens and, in the rest of its slots, the newest others: of
-``kv_len`` tokens, slot j of a ring of n slots has
-
-    p(j) = kv_len − 1 − (kv_len − 1 − j) mod n        (j for the first ones)
-
-which is the key's position for every mask and score (``streaming`` has another for scores). Keys
-are visible while they are the first ones, or fewer than ``ring_reach`` tokens behind the query.
+Slots of a ring keep tokens as ``rolling`` says; masks and scores see the tokens' positions, or, for
+scores, those inside the ring (``streaming``).
 
 In pages, key j of sequence b is row j mod P of page ``page_table[b, j // P]``; kernels see the axes
 b and j they always do.
@@ -17,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from . import streaming
+from . import rolling, streaming
 from .capture import Captures
 from .node import Node, const, idx, make, param
 from .tensor import Tensor
@@ -39,16 +34,16 @@ class Cache(NamedTuple):
 
     @property
     def zones(self) -> int:
-        """Into how many stretches of keys, each with queries of its own, attention falls."""
-        return streaming.ZONES if self.inside and self.rope else 1
+        """Into how many stretches of keys attention falls."""
+        return rolling.ZONES if self.ring else 1
 
     def queries(self, dtype: str) -> Tensor:
-        """As kernels read them."""
+        """As kernels read them: one for each zone where keys of zones are turned differently."""
         axes = tuple("bhid")
-        if self.zones == 1:
+        if not (self.inside and self.rope):
             return Tensor("q", axes, dtype, "input")
         return Tensor("q", ("zone", *axes), dtype, "input", view=axes,
-                      place=(("zone", streaming.zone()),))
+                      place=(("zone", rolling.zone()),))
 
     def tensors(self, dtype: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
         """Name, axes and type of what is kept, for tensors of ``dtype``."""
@@ -59,11 +54,9 @@ class Cache(NamedTuple):
 
     def position(self) -> Node:
         """Of key j."""
-        if not self.ring:
-            return make("add", idx("j"), param("kv_offset", "b"), origin="kv_idx")
-        j, newest = idx("j"), make("sub", param("kv_len", "b"), const(1))
-        back = make("mod", make("sub", newest, j), streaming.ring_size())
-        return make("where", streaming.is_first(), j, make("sub", newest, back), origin="kv_idx")
+        if self.ring:
+            return rolling.position()
+        return make("add", idx("j"), param("kv_offset", "b"), origin="kv_idx")
 
     def places(self, q_idx: Node, kv_idx: Node) -> tuple[Node, Node]:
         """What scores see as positions of the query and of key j."""
@@ -74,19 +67,14 @@ class Cache(NamedTuple):
         return streaming.key_angle(position) if self.inside else position
 
     def query_angles(self, q_idx: Node) -> tuple[Node, ...]:
-        """Those that a query is turned by, one for each zone."""
+        """Those that a query is turned by, for each zone or for all keys."""
         return streaming.query_angles(q_idx) if self.inside else (q_idx,)
 
     def holds(self, q_idx: Node, kv_idx: Node) -> Node:
         """Whether key j is one, and near enough to the query."""
-        if not self.ring:
-            return make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
-        written = make("and", make("lt", kv_idx, param("kv_len", "b")),
-                       make("le", param("ring_sinks"), kv_idx), origin="turn")
-        near = make("lt", make("sub", q_idx, kv_idx), param("ring_reach"), origin="turn")
-        first = make("and", streaming.is_first(), make("lt", idx("j"), param("kv_len", "b")))
-        seen = make("or", first, make("and", written, near), origin="turn")
-        return make("and", streaming.in_zone(), seen) if self.zones > 1 else seen
+        if self.ring:
+            return rolling.holds(q_idx, kv_idx)
+        return make("lt", idx("j"), param("kv_len", "b"), origin="kv_len")
 
     def read(self, t: Tensor, captures: Captures) -> Tensor:
         """A tensor with axes b and j, as it lies in the cache."""
@@ -100,9 +88,9 @@ class Cache(NamedTuple):
         fits = make("lt", i, count)
         view = tuple("i" if a == "j" else a for a in t.axes)
         if self.ring:
-            first, slot = make("lt", position, param("ring_sinks")), streaming.slot(position)
+            first, slot = make("lt", position, param("ring_sinks")), rolling.slot(position)
             later = make("sub", count, i)  # one of them would overwrite it
-            kept = make("le", later, streaming.ring_size())
+            kept = make("le", later, rolling.size())
             fits = make("and", fits, make("or", first, kept))
         else:
             slot = position

@@ -68,6 +68,7 @@ def _cut(region: Region, graph: Graph, loop: str, zones: int) -> tuple[Region, R
     table = _zone(zones)
     own_of = {n: make("visible", make("and", substitute(n.args[0], table), own), origin=n.origin)
               for n in walk(*region.roots) if n.op == "visible"}
+    own_of |= table
     own_of |= {n: tensor(t.name, t.seen, t.dtype) for n in walk(*region.roots) if n.op == "input"
                for t in (graph.tensor(n.attr("name")),) if AXIS in t.seen}
     like = next(t for t, n in region.outputs if {"i", "row"} & set(n.axes))

@@ -60,6 +60,8 @@ class Cache:
 
     # -- what kinds differ in ---------------------------------------------------------------------
 
+    zones = 1  # stretches of keys, which are different parts of them
+
     def numbers(self) -> dict[str, int]:
         """Arguments of kernels beside lengths."""
         return {}
@@ -177,7 +179,7 @@ class Cache:
 
     def rotate(self, q: Tensor, rope: Rope, numbers: dict[str, Any]) -> Tensor:
         """q [batch, heads, n, head_dim] turned by its positions, ``numbers`` as kernels take them:
-        [zones, batch, heads, n, head_dim], for the keys of each zone."""
+        with positions in the cache [zones, batch, heads, n, head_dim], for the keys of each."""
         import torch
 
         n, heads = q.shape[2], q.shape[1]
@@ -191,7 +193,7 @@ class Cache:
         if self.batch and n:
             runner.run({"q_new": q, "q_pair": q, **dict(zip(names, turned, strict=True))},
                        rope.tables(), sizes, {**numbers, **self.numbers()}, self.batch * heads * n)
-        return turned
+        return turned if self.cached.inside else turned[0]
 
     def _runner(self, name: str, kind: Kind) -> Runner:
         if (name, kind) not in self._runners:

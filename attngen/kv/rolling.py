@@ -35,6 +35,8 @@ class RollingKVCache(Cache):
     ``rope_positions`` rows at least, however long the stream is.
     """
 
+    zones = 3
+
     def __init__(self, attn: Attention, batch: int, window: int, *, sinks: int = 0,
                  chunk: int = 16, positions: str = "tokens", dtype: torch.dtype | None = None,
                  device: Any = None, quantize: str | None = None) -> None:

@@ -7,6 +7,7 @@ The kept axis runs over lanes: a value (i, j) is an array ``x[column][lane]``, o
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ..errors import VerifyError
 from ..ir import stmt as ir
@@ -44,6 +45,10 @@ def local_name(name: str) -> Code:
 @dataclass
 class Body:
     """Builds statement views and remembers which sizes, parameters and indices they use."""
+
+    # What follows the name of an element at column n, by the space of its value.
+    subscripts: ClassVar[dict[str, str]] = {
+        "scalar": "", "row": "[lane]", "column": "[n]", "array": "[n][lane]"}
 
     kernel: ir.Kernel
     used: set[str] = field(default_factory=set)
@@ -113,30 +118,36 @@ class Body:
     # -- elements ------------------------------------------------------------------------------
 
     def element(self, name: str) -> Code:
-        """One element of a value, at column ``n`` and ``lane``."""
+        """One element of a value."""
         v = self.kernel.value(name)
-        index = {"scalar": "", "row": "[lane]", "column": "[n]", "array": "[n][lane]"}
-        if v.space not in index:
+        if v.space not in self.subscripts:
             raise VerifyError(f"{name} lies in {v.space}: only products read it there",
                               where=self.kernel.name)
-        return Code(local_name(name) + index[v.space])
+        return Code(local_name(name) + self.subscripts[v.space])
 
     def _elements(self, axes: tuple[str, ...], lines: tuple[Code, ...],
                   indices: frozenset[str] = frozenset(), guard: Code | None = None
                   ) -> StatementView:
         """``lines`` for every element along ``axes``, naming the indices that are needed."""
+        columns, column_local, lane_local = self._indices(axes, indices, "lane")
+        return out.Lines((), columns, column_local, self.keep in axes, lane_local, lines, guard)
+
+    def _indices(self, axes: tuple[str, ...], indices: frozenset[str],
+                 at: str) -> tuple[Code | None, Code | None, Code | None]:
+        """How many columns there are along ``axes``, and the declarations of those ``indices``
+        that follow from the column ``n``, and from the place ``at`` along the kept axis."""
         columns = [a for a in axes if a != self.keep]
         if len(columns) > 1:
             raise VerifyError(f"axes {axes}: a tile has one axis besides {self.keep}",
                               where=self.kernel.name)
-        column_local = lane_local = None
+        count = column_local = kept_local = None
         for axis in columns:
+            count = self._count(axis)
             start = "" if axis in "de" else f"{axis}_first + "
             column_local = Code(f"const int {axis} = {start}n;") if axis in indices else None
         if self.keep in indices:
-            lane_local = Code(f"const int {self.keep} = {self.keep}_first + lane;")
-        return out.Lines((), self._count(columns[0]) if columns else None, column_local,
-                         self.keep in axes, lane_local, lines, guard)
+            kept_local = Code(f"const int {self.keep} = {self.keep}_first + {at};")
+        return count, column_local, kept_local
 
     def _count(self, axis: str) -> Code:
         """How many columns along ``axis`` lie inside the tensor."""

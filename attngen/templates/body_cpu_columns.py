@@ -6,6 +6,8 @@ their type and order: a loaded tile of theirs is a function from a row to its ad
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..errors import VerifyError
 from ..ir import stmt as ir
 from ..ir.tensor import Tensor
@@ -18,31 +20,14 @@ from .storage import offset
 class ColumnBody(Body):
     """As ``Body``, with the other orientation."""
 
-    def element(self, name: str) -> Code:
-        """One element of a value, in row ``r`` at column ``n``."""
-        v = self.kernel.value(name)
-        index = {"scalar": "", "row": "[r]", "column": "[n]", "lines": "[r][n]"}
-        if v.space not in index:
-            raise VerifyError(f"{name} lies in {v.space}: only products read it there",
-                              where=self.kernel.name)
-        return Code(local_name(name) + index[v.space])
+    subscripts: ClassVar[dict[str, str]] = {
+        "scalar": "", "row": "[r]", "column": "[n]", "lines": "[r][n]"}
 
     def _elements(self, axes: tuple[str, ...], lines: tuple[Code, ...],
                   indices: frozenset[str] = frozenset(), guard: Code | None = None
                   ) -> out.RowLines:
-        columns = [a for a in axes if a != self.keep]
-        if len(columns) > 1:
-            raise VerifyError(f"axes {axes}: a tile has one axis besides {self.keep}",
-                              where=self.kernel.name)
-        row_local = column_local = None
-        for axis in columns:
-            start = "" if axis in "de" else f"{axis}_first + "
-            column_local = Code(f"const int {axis} = {start}n;") if axis in indices else None
-        if self.keep in indices:
-            row_local = Code(f"const int {self.keep} = {self.keep}_first + r;")
-        return out.RowLines((), self.keep in axes, row_local,
-                            self._count(columns[0]) if columns else None, column_local, lines,
-                            guard)
+        columns, column_local, row_local = self._indices(axes, indices, "r")
+        return out.RowLines((), self.keep in axes, row_local, columns, column_local, lines, guard)
 
     def _reduce(self, stmt: ir.Reduce) -> out.RowLines:
         src, dst = self.kernel.value(stmt.src), self.kernel.value(stmt.dst)
