@@ -10,7 +10,7 @@ import forward_cases
 import pattern_cases
 import pytest
 import torch
-from backward_cases import compiled, gradcheck
+from backward_cases import alone, compiled, gradcheck
 from forward_cases import NAMED, Case
 from helpers import only_ours
 from pattern_cases import ALONE, PatternCase
@@ -20,14 +20,11 @@ import attngen as ag
 from attngen import errors, knobs, masks
 
 Spec = ag.AttentionSpec
-# Where a query sees one key alone its ds is a difference of equal numbers: plain operations cancel
-# exactly, kernels that recompute p do not. Those cases are judged in float64.
-_ALONE = (1, (0, 0))
 
 
 def chosen(target: str, dtype: str, most: int) -> list[Case]:
     return [replace(case, dtype=dtype) for feature, some in NAMED.items() for case in some[:most]
-            if (case.window not in _ALONE or dtype == "float64")
+            if (not alone(case) or dtype == "float64")
             and (target == "cpu" or max(case.head_dim, case.head_dim_v or 0) <= 128)]
 
 
