@@ -45,7 +45,7 @@ RULES: dict[str, tuple[set[str], set[str], set[str]]] = {
     "call": ({"runtime"}, set(), {"torch"}),
     "phases": ({"errors", "runtime"}, set(), set()),
     "decoding": ({"attention", "call", "errors", "kv", "runtime"}, set(), {"torch"}),
-    "kv": ({"attention", "errors", "runtime"}, {"torch"}, set()),
+    "kv": ({"attention", "errors", "runtime"}, {"torch", "numpy"}, set()),
     "attention": (FRONT | {"autograd", "call", "compiler", "decoding", "kv", "library", "phases",
                            "runtime"},
                   {"torch", "numpy"}, {"cupy"}),

@@ -17,6 +17,7 @@ import attngen as ag
 from attngen import errors, kv, masks, reference, scores
 from attngen.cache_plans import append_plan
 from attngen.compiler import Options
+from attngen.kv.memory import zeros
 
 Spec = ag.AttentionSpec
 SPEC = Spec(heads=6, groups=2, head_dim=32, causal=True)
@@ -226,6 +227,16 @@ def test_the_kernel_is_generated_and_readable() -> None:
     text = plan.kernels[0].text
     assert [k.kind for k in plan.kernels] == ["append"] and "kv_start" in text
     assert len(plan.kernels) == 1 and "for (int j_tile" not in text
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 7), (5, 700_001)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+def test_memory_of_a_cache(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Zeros, from the beginning of a line of the processor's caches on."""
+    memory = zeros(shape, dtype, torch.device("cpu"))
+    assert memory.shape == shape and memory.dtype == dtype and memory.is_contiguous()
+    assert memory.data_ptr() % 64 == 0 and not bool(memory.float().any())
+    memory.view(torch.uint8).fill_(1)
 
 
 # -- refusals, before anything is written ---------------------------------------------------------

@@ -16,6 +16,7 @@ from ..errors import (
 from ..runtime import operands
 from ..runtime.runner import Runner
 from ..runtime.variant import Cached, Kind
+from .memory import zeros
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +51,8 @@ class Cache:
         self.device = torch.device(device or attn.device_type)
         stored = self.dtype if quantize is None else _eight_bits(quantize)
         self.cached = cached._replace(stored=quantize or "")
-        self.k = torch.zeros(*shape, spec.head_dim, dtype=stored, device=self.device)
-        self.v = torch.zeros(*shape, spec.head_dim_v or 0, dtype=stored, device=self.device)
+        self.k = zeros((*shape, spec.head_dim), stored, self.device)
+        self.v = zeros((*shape, spec.head_dim_v or 0), stored, self.device)
         self.scales: dict[str, Tensor] = {} if quantize is None else {
             name: torch.zeros(shape, device=self.device) for name in ("k_scale", "v_scale")}
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
