@@ -17,7 +17,13 @@ template <class V, class I> INLINE V shuffled(V a, V b, I order) {
 
 // Rows that are asked for before they are used: what the machine fetches by itself comes too late for
 // the little that is done with a row.
-static constexpr int ROWS_AHEAD = 16;
+static constexpr int ROWS_AHEAD = 12;
+
+// Rows from here on are read after those before. Compilers would mix them, and what the machine
+// fetches by itself follows from the order.
+template <class S> INLINE void in_order(const S*& row, const S*& next) {
+    asm volatile("" : "+r"(row), "+r"(next));
+}
 
 // The addresses of `count` rows and of those asked for ahead, where finding one takes a look into a
 // table: each is looked up once.
@@ -93,21 +99,22 @@ template <bool ACCUMULATE, int ROWS, int WIDTH, int DEPTH, class T, int PITCH, c
 INLINE void dot_block(T (*dst)[PITCH], const T (*a)[DEPTH], Row row, int n, int end) {
     typedef typename Vector<T, WIDTH>::type V;
     constexpr int COLUMNS = WIDTH / ROWS;
-    V sum[WIDTH] = {};
-    decltype(row(0)) b[COLUMNS], next[COLUMNS];
+    V sum[WIDTH];
 #pragma GCC unroll 16
     for (int c = 0; c < COLUMNS; ++c) {
-        b[c] = row(n + c < end ? n + c : end - 1);
-        next[c] = row(n + c + ROWS_AHEAD);
-    }
+        const auto *b = row(n + c < end ? n + c : end - 1), *next = row(n + c + ROWS_AHEAD);
+        in_order(b, next);
+        V own[ROWS] = {};
 #pragma GCC unroll 16
-    for (int c = 0; c < COLUMNS; ++c)
-        for (int k = 0; k < DEPTH; k += WIDTH) {  // whole rows, one after the other, as they lie
-            __builtin_prefetch(next[c] + k);
-            const V x = Wide<T, WIDTH>::from(b[c] + k);
+        for (int k = 0; k < DEPTH; k += WIDTH) {
+            __builtin_prefetch(next + k);
+            const V x = Wide<T, WIDTH>::from(b + k);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) sum[r * COLUMNS + c] += *(const V*)(a[r] + k) * x;
+            for (int r = 0; r < ROWS; ++r) own[r] += *(const V*)(a[r] + k) * x;
         }
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) sum[r * COLUMNS + c] = own[r];
+    }
     const V total = sums<T, WIDTH>(sum);
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
