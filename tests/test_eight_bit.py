@@ -271,6 +271,21 @@ def test_tables_that_do_not_fit(change: Any, error: type[Exception]) -> None:
     assert not bool(cache.k.any()) and cache.lengths.tolist() == [0, 0]
 
 
+def test_tables_that_end_too_early() -> None:
+    attn, (q, k, v) = compiled(SPEC, "cpu"), tokens(9, torch.float32)
+    for cache in (kv.KVCache(attn, 2, 20), kv.PagedKVCache(attn, 2, 20, page_size=4),
+                  kv.RollingKVCache(attn, 2, 5)):
+        cache.append(k[:, :, :5], v[:, :, :5], counts=[3, 5], rope=kv.rope(5, 64))
+        before = cache.k.clone()
+        with pytest.raises(errors.ShapeError, match="7 are wanted"):
+            cache.append(k[:, :, 5:], v[:, :, 5:], counts=[4, 2], rope=kv.rope(6, 64))
+        assert cache.k.equal(before) and cache.lengths.tolist() == [3, 5]
+        if isinstance(cache, kv.PagedKVCache):
+            assert cache.pool.free == 20 - 1 - 2
+        with pytest.raises(errors.ShapeError, match="5 are wanted"):
+            attn.decode(q[:, :, :1], cache, rope=kv.rope(4, 64))
+
+
 @pytest.mark.parametrize(("positions", "columns"), [(0, 4), (4, 3), (4, 0)])
 def test_sizes_no_table_can_have(positions: int, columns: int) -> None:
     with pytest.raises(errors.ShapeError):

@@ -83,10 +83,22 @@ class Cache:
     def check_queries(self, seqlen_q: int) -> None:
         """Raises ShapeError for more queries than the cache can answer."""
 
-    def check_rope(self, rope: Rope | None) -> None:
-        """Raises ShapeError, DtypeError or DeviceError for tables that do not fit."""
-        if rope is not None:
-            rope.check(int(self.k.shape[-1]), self.k.device)
+    def check_rope(self, rope: Rope | None, new: Sequence[int] | None = None) -> None:
+        """Raises ShapeError, DtypeError or DeviceError for tables that do not fit, or do not reach
+        the last token of each sequence, ``new`` ones included."""
+        if rope is None:
+            return
+        rope.check(int(self.k.shape[-1]), self.k.device)
+        more = new or [0] * self.batch
+        last = max((a + b for a, b in zip(self._longest, more, strict=True)), default=0)
+        if rope.cos.shape[0] < self.angles(last):
+            raise ShapeError(f"rope has tables of {rope.cos.shape[0]} positions",
+                             numbers=f"{self.angles(last)} are wanted",
+                             remedy="Make them longer: ag.kv.rope(positions, ...).")
+
+    def angles(self, tokens: int) -> int:
+        """How many positions keys and queries of so many tokens are turned by."""
+        return tokens
 
     # -- use --------------------------------------------------------------------------------------
 
@@ -98,14 +110,14 @@ class Cache:
         ``counts``, one for each sequence, says how many of the n are meant, from the first on; the
         default is all. An int32 tensor on a GPU is not looked at: then n must fit. With ``rope``
         keys are turned by their positions, the sequence's length counting on, before they are
-        written; positions past its tables give 0.
+        written. Tables have a row for every position.
 
         Raises KVCacheFullError, ShapeError, HeadsError, DtypeError or DeviceError before anything
         is written.
         """
         n = self._check_new(k, v)
-        self.check_rope(rope)
         known, given = self._counts(counts, n)
+        self.check_rope(rope, known)
         self.make_room(known)
         if n and self.batch:
             self._launch(k, v, n, given, rope)

@@ -72,21 +72,18 @@ class RollingKVCache(Cache):
         if not any(self._longest):
             self._turned = ""
 
-    def check_rope(self, rope: Rope | None) -> None:
+    def check_rope(self, rope: Rope | None, new: Sequence[int] | None = None) -> None:
         """Raises also CapturedError where keys and queries, or keys, would be turned differently,
         if positions are those in the cache."""
-        super().check_rope(rope)
-        if not self.cached.inside:
-            return
-        if self._turned not in ("", _turned(rope)):
+        if self.cached.inside and self._turned not in ("", _turned(rope)):
             raise CapturedError(
                 "rope is not what the cache's keys were appended with",
                 numbers=f"{_turned(rope)}; in the cache {self._turned}",
                 remedy="Give all appends and decode() the same tables, or clear() the cache.")
-        if rope is not None and rope.cos.shape[0] < self.rope_positions:
-            raise ShapeError(f"tables of {rope.cos.shape[0]} positions for this ring",
-                             numbers=f"rope_positions is {self.rope_positions}",
-                             remedy="Make them with ag.kv.rope(cache.rope_positions, ...).")
+        super().check_rope(rope, new)
+
+    def angles(self, tokens: int) -> int:
+        return self.rope_positions if self.cached.inside else tokens
 
     def make_room(self, counts: Sequence[int]) -> None:
         """A ring is never full."""
