@@ -17,6 +17,9 @@ def rehearse(attn: Any) -> None:
     """Everything this part asks of its attention, on tensors without memory."""
     for case in gpu_decode_cases.cases():
         gpu_decode_cases.attended(attn, case, "meta")
+    for dtype in gpu_decode_cases.LIMIT:
+        for stream in gpu_decode_cases.streams(dtype):
+            stream.decoded(attn, "meta")
     token = gpu_decode_cases.newest(gpu_decode_cases.START, "meta")
     for kind in gpu_decode_cases.KINDS:
         gpu_decode_cases.step(attn, gpu_decode_cases.started(attn, kind, "meta"), token)

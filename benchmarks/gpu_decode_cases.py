@@ -7,6 +7,7 @@ pages give the bits of a contiguous cache, and a captured graph appends and deco
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache as once
 from functools import partial
@@ -16,6 +17,12 @@ import torch
 
 import attngen as ag
 from attngen import kv, masks, reference
+
+from . import record
+
+sys.path.insert(0, str(record.ROOT / "tests"))  # no package: others install one of that name
+
+from streaming_cases import LIMIT, RINGS, Stream
 
 HEADS, GROUPS, DIM, PAGE = 32, 8, 128, 16
 SPEC = ag.AttentionSpec(heads=HEADS, groups=GROUPS, head_dim=DIM, causal=True)
@@ -181,6 +188,21 @@ def in_a_graph(kind: str, attn: Any) -> list[str]:
     return wrong
 
 
+def streams(dtype: str) -> list[Stream]:
+    return [Stream(*ring, dtype) for ring in RINGS]
+
+
+def places_in_a_ring(attn: Any, device: str = "cuda") -> list[str]:
+    """Streams whose keys and queries are turned by their places in a ring."""
+    wrong = []
+    for dtype, limit in LIMIT.items():
+        for stream in streams(dtype):
+            off = stream.error(stream.decoded(attn, device), attn.spec)
+            wrong += [f"{stream}: off by {off:.3g}"] if not off < limit else []
+    return wrong
+
+
 SPECIAL: dict[str, Callable[[Any], list[str]]] = {
     "pages give the same bits": pages_give_the_same_bits,
+    "places in a ring": places_in_a_ring,
     **{f"{kind} in a graph": partial(in_a_graph, kind) for kind in KINDS}}

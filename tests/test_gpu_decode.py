@@ -67,7 +67,12 @@ def _compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_everything_decoding_runs_is_compiled_ahead(ahead: None) -> None:
     kinds = [(job.phase, job.kind) for job in gpu_compile.jobs(("decode",))]
-    assert len(set(kinds)) == len(kinds) and {phase for phase, _ in kinds} == {"forward", "append"}
+    assert len(set(kinds)) == len(kinds)
+    assert {phase for phase, _ in kinds} == {"forward", "append", "rotate"}
+    kinds, turned = ([x for x in kinds if bool(x[1].cached.rope) is some] for some in (False, True))
+    assert {(kind.dtype, kind.cached.rope) for _, kind in turned} == {
+        (dtype, rope) for dtype in ("bfloat16", "float32", "float16")
+        for rope in ("half", "interleaved")}
     for dtype in ("bfloat16", "float32", "float16"):
         of = [(phase, kind) for phase, kind in kinds if kind.dtype == dtype]
         assert {(kind.rows, kind.split) for phase, kind in of if phase == "forward"} == {

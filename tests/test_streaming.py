@@ -1,5 +1,4 @@
-"""Positions inside a ring, as StreamingLLM counts them: against attention over the tokens that are
-kept, side by side and turned by their places there."""
+"""Positions inside a ring, as StreamingLLM counts them."""
 
 from __future__ import annotations
 
@@ -9,14 +8,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import only_ours
-from torch import Tensor
+from streaming_cases import COLUMNS, LIMIT, RINGS, SPEC, Stream, oracle, streamed, tokens
 
 import attngen as ag
 from attngen import errors, kv
-
-SPEC = ag.AttentionSpec(heads=6, groups=2, head_dim=32, causal=True)
-COLUMNS = 24  # that are turned
-LIMIT = {"float32": 2e-6, "bfloat16": 1.5e-2, "float16": 2e-3}  # of values about 1
 
 
 @once
@@ -24,74 +19,16 @@ def compiled(spec: ag.AttentionSpec, target: str) -> Any:
     return ag.compile(spec, target=target, emulate=target != "cpu")
 
 
-def tokens(n: int, dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    return [torch.randn(2, h, n, 32, generator=generator).to(dtype) for h in (6, 2, 2)]
-
-
-def oracle(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int, rope: kv.Rope | None,
-           slope: float = 0.0) -> Tensor:
-    """In float64, one query after the other."""
-    out = []
-    for i in range(q.shape[2]):
-        kept = [j for j in range(i + 1) if j < sinks or j > i - window]
-        place = torch.arange(len(kept))
-        x, y, z = q[:, :, i:i + 1].double(), k[:, :, kept].double(), v[:, :, kept].double()
-        if rope is not None:
-            x, y = _turned(x, place[-1:], rope), _turned(y, place, rope)
-        y, z = (t.repeat_interleave(3, 1) for t in (y, z))
-        s = x @ y.transpose(-1, -2) * 32 ** -0.5 + slope * (place - place[-1])
-        out.append(s.softmax(-1) @ z)
-    return torch.cat(out, 2)
-
-
-def _turned(x: Tensor, place: Tensor, rope: kv.Rope) -> Tensor:
-    """Pairs of columns as complex numbers, times exp(i·angle)."""
-    n = rope.rotary_dim
-    f = 10000.0 ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)
-    angle = torch.polar(torch.ones(len(place), n // 2, dtype=torch.float64), place[:, None] * f)
-    a, b = (x[..., 0:n:2], x[..., 1:n:2]) if rope.interleaved else (
-        x[..., :n // 2], x[..., n // 2:n])
-    z = torch.complex(a, b) * angle
-    pair = torch.stack((z.real, z.imag), -1 if rope.interleaved else -2).flatten(-2)
-    return torch.cat((pair, x[..., n:]), -1)
-
-
-def streamed(attn: Any, cache: Any, rope: kv.Rope | None, q: Tensor, k: Tensor, v: Tensor,
-             steps: list[int], **how: Any) -> Tensor:
-    found, at = [], 0
-    for n in steps:
-        part = slice(at, at + n)
-        with only_ours():
-            cache.append(k[:, :, part], v[:, :, part], rope=rope)
-            found.append(attn.decode(q[:, :, part], cache, rope=rope, **how))
-        at += n
-    return torch.cat(found, 2)
-
-
-def steps_of(chunk: int, total: int) -> list[int]:
-    steps = [1 + n % chunk for n in range(total)]
-    while sum(steps) > total:
-        steps.pop()
-    return steps
-
-
 @pytest.mark.parametrize(("target", "dtype"), [
     ("cpu", "float32"), ("cpu", "bfloat16"), ("sm_80", "float32"), ("sm_80", "bfloat16"),
     ("sm_80", "float16")])
-@pytest.mark.parametrize(("window", "sinks", "chunk", "interleaved"), [
-    (9, 3, 4, False), (9, 0, 1, True), (1, 2, 16, False), (20, 40, 7, True), (70, 4, 1, False)])
-def test_places_past_the_third_turn(window: int, sinks: int, chunk: int, interleaved: bool,
-                                    target: str, dtype: str) -> None:
-    attn, kind = compiled(SPEC, target), getattr(torch, dtype)
-    cache = kv.RollingKVCache(attn, 2, window, sinks=sinks, chunk=chunk, positions="cache",
-                              dtype=kind)
-    rope = kv.rope(cache.rope_positions, COLUMNS, interleaved=interleaved)
-    steps = steps_of(chunk, sinks + 3 * (window + chunk) + 20)
-    q, k, v = tokens(sum(steps), kind)
-    o = streamed(attn, cache, rope, q, k, v, steps)
-    want = oracle(q, k, v, window, sinks, rope)
-    assert float((o.double() - want).abs().max()) < LIMIT[dtype]
+@pytest.mark.parametrize("ring", RINGS)
+def test_places_past_the_third_lap(ring: tuple[int, int, int, bool], target: str,
+                                   dtype: str) -> None:
+    stream = Stream(*ring, dtype)
+    with only_ours():
+        o = stream.decoded(compiled(SPEC, target))
+    assert stream.error(o, SPEC) < LIMIT[dtype]
 
 
 @pytest.mark.parametrize("target", ["cpu", "sm_80"])
