@@ -28,7 +28,7 @@ def ready(attn: Attention, q: Tensor, cache: Cache, sinks: Tensor | None, num_sp
     where = Positions(cache.lengths - seqlen_q, 0, cache.lengths)
     queries, cached, zones = q, cache.cached, cache.zones
     if rope is not None:
-        queries = cache.rotate(q, rope, where.numbers())
+        queries = cache.rotate(attn, q, rope, where.numbers())
         cached = rope.of(cached) if cached.inside else cached
     size = q.element_size()
     vectorized = all([operands.is_vectorized(queries, size, "q"), cache.vectorized()])

@@ -104,6 +104,19 @@ def test_queries_are_turned_for_any_cache(target: str, interleaved: bool) -> Non
         assert attn.decode(strided, cache, rope=rope).equal(ours)
 
 
+def test_other_heads_on_the_same_cache() -> None:
+    """Queries are turned by the kernel of the attention they are for."""
+    wide = ag.AttentionSpec(heads=10, groups=2, head_dim=32, causal=True)
+    narrow, (_, k, v) = compiled(SPEC, "cpu"), tokens(9, torch.float32)
+    q = torch.randn(2, 10, 2, 32)
+    cache, rope = kv.KVCache(narrow, 2, 9), kv.rope(9, COLUMNS)
+    cache.append(k, v, rope=rope)
+    narrow.decode(q[:, :6], cache, rope=rope)
+    o = compiled(wide, "cpu").decode(q, cache, rope=rope)
+    same = compiled(wide, "cpu").decode(rope.rotate(q, [7, 8]), cache)
+    torch.testing.assert_close(o, same)
+
+
 def test_the_kernel_is_readable() -> None:
     text = compiled(SPEC, "cpu").source("rotate")
     assert "rope_cos" in text and "q_idx" in text

@@ -57,7 +57,7 @@ class Cache:
             name: torch.zeros(shape, device=self.device) for name in ("k_scale", "v_scale")}
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._longest = [0] * batch  # lengths, or more where only the device knows
-        self._runners: dict[tuple[str, Kind], Runner] = {}
+        self._runners: dict[tuple[Any, str, Kind], Runner] = {}
 
     # -- what kinds differ in ---------------------------------------------------------------------
 
@@ -190,16 +190,17 @@ class Cache:
                              remedy="One for each sequence, of the new tokens k and v hold.")
         return known, torch.tensor(known, dtype=torch.int32, device=self.k.device)
 
-    def rotate(self, q: Tensor, rope: Rope, numbers: dict[str, Any]) -> Tensor:
-        """q [batch, heads, n, head_dim] turned by its positions, ``numbers`` as kernels take them:
-        with positions in the cache [zones, batch, heads, n, head_dim], for the keys of each."""
+    def rotate(self, attn: Attention, q: Tensor, rope: Rope, numbers: dict[str, Any]) -> Tensor:
+        """Queries of ``attn``, q [batch, heads, n, head_dim], turned by their positions, which
+        ``numbers`` give as kernels take them: with positions in the cache [zones, batch, heads, n,
+        head_dim], for the keys of each."""
         import torch
 
         n, heads = q.shape[2], q.shape[1]
         cached = rope.of(Cached(inside=self.cached.inside))
         kind = Kind(str(self.dtype).removeprefix("torch."), operands.is_vectorized(
             q, q.element_size(), "q"), cached=cached, rows=_tile_rows(n))
-        runner = self._runner("rotate", kind)
+        runner = self._runner(attn, "rotate", kind)
         names = [t.name for t in runner.plan.tensors if t.role == "output"]
         turned = torch.empty(len(names), *q.shape, dtype=q.dtype, device=q.device)
         sizes = {"batch": self.batch, "heads": heads, "seqlen_q": n, "seqlen_k": self.seqlen_k}
@@ -208,11 +209,11 @@ class Cache:
                        rope.tables(), sizes, {**numbers, **self.numbers()}, self.batch * heads * n)
         return turned if self.cached.inside else turned[0]
 
-    def _runner(self, name: str, kind: Kind) -> Runner:
-        if (name, kind) not in self._runners:
-            self._runners[name, kind] = Runner(self.attn.cache_plan(name, kind),
-                                               emulate=self.attn.emulate)
-        return self._runners[name, kind]
+    def _runner(self, attn: Attention, name: str, kind: Kind) -> Runner:
+        key = attn.key, name, kind
+        if key not in self._runners:
+            self._runners[key] = Runner(attn.cache_plan(name, kind), emulate=attn.emulate)
+        return self._runners[key]
 
     def _launch(self, k: Tensor, v: Tensor, n: int, count: int | Tensor,
                 rope: Rope | None = None) -> None:
@@ -232,7 +233,7 @@ class Cache:
         spec = self.attn.spec
         sizes = {"batch": self.batch, "groups": spec.kv_heads, "seqlen_q": n,
                  "seqlen_k": self.seqlen_k}
-        self._runner("append", kind).run(
+        self._runner(self.attn, "append", kind).run(
             {**tensors, "k": self.k, "v": self.v, **self.scales}, tables, sizes,
             {**numbers, **self.numbers()}, self.batch * spec.kv_heads * n)
 
