@@ -32,8 +32,8 @@ _KERNELS = frozenset("""
     compute_tile copy_col copy_row count device_fn distance dot_block dot_columns dot_rows dynamic
     each element exchange_pair exchange_quad exp2_minus_1 f16_bits fast_exp2 fast_log2 first
     floor_div floor_mod found from full gather given half_power head_dim heads height high horner
-    i64 in_order in_range in_register inside issue_rows issue_tile k_first kernel lanes left ln2_high
-    ln_mantissa load log2_e low lowest_bit magnitude mantissa many max_row min_blocks mine
+    i64 in_order in_range in_register inside issue_rows issue_tile k_first kernel lanes left
+    ln2_high ln_mantissa load log2_e low lowest_bit magnitude mantissa many max_row min_blocks mine
     mine_high mine_low mma mma_block mma_columns mma_m16n8k16 neg_inf normal num_splits num_threads
     opaque ordered_functions pack panel panels parallel part philox_round philox_word pitch plain
     put quad_col_of quads real_functions recip recompute ring round row row_at row_of row_pad rows
