@@ -37,5 +37,6 @@ def _plan(kind: str, build: Builder, spec: AttentionSpec, options: Options) -> P
     from .ir.capture import Captures
 
     options = replace(options, fuse=True, schedule=())
-    graph = build(spec, options.dtype, Cache(*options.cached), Captures())
+    cached = options.cached._replace(rotary=options.cached.rotary or spec.head_dim)
+    graph = build(spec, options.dtype, Cache(*cached), Captures())
     return make_plan(None, options, lower_graph(graph, options), kind)

@@ -95,7 +95,6 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
                 loop: str = "j") -> Lowered:
     """The pipeline, from any math graph; ``build_forward`` makes one from a spec, a test or a
     reader may make one by hand."""
-    from .ir.cache import Cache
     from .ir.fuse import fuse
     from .ir.group_rows import group_rows
     from .ir.lower import tile
@@ -121,8 +120,7 @@ def lower_graph(graph: Graph, options: Options, record: bool = False, keep: str 
         cut = run("group_rows", group_rows, math)
         keep = "row" if any("row" in t.seen for t in cut.tensors) else keep
     if options.split:
-        zones = Cache(*options.cached).zones
-        cut = run("split_kv", lambda g: split_kv(g, loop, zones), cut)
+        cut = run("split_kv", lambda g: split_kv(g, loop), cut)
     fusing = options.fuse and "fuse" not in options.skip
     fused = run("fuse", lambda g: fuse(g, fusing, keep, loop), cut)
     fused = run("rebase", rebase, fused)

@@ -13,7 +13,7 @@ from .runtime.variant import Cached, Kind
 PHASES = ("forward", "backward", "decode", "append", "rotate")
 # Of decoding, what one query of up to 16 heads that share keys runs.
 _DECODE_ROWS, _APPEND_ROWS = 16, 8
-_TURNED = Cached(rope="half", rotary=2)
+_TURNED = Cached(rope="half")  # all columns
 
 
 def kernels_of(kind: str, of: Kind, plan_for: Callable[[Kind], tuple[Plan, Captured]],

@@ -12,6 +12,7 @@ from streaming_cases import COLUMNS, LIMIT, RINGS, SPEC, Stream, oracle, streame
 
 import attngen as ag
 from attngen import errors, kv
+from attngen.ir import rolling
 
 
 @once
@@ -121,6 +122,22 @@ def test_the_kernel_is_readable() -> None:
     text = compiled(SPEC, "cpu").source("rotate")
     assert "rope_cos" in text and "q_idx" in text
     assert "j_tile" not in text.split("// --")[-1]
+
+
+def test_a_number_of_the_users_called_zone() -> None:
+    zone = ag.dynamic(3, name="zone")
+    spec = ag.AttentionSpec(heads=2, head_dim=16, causal=True, mask=lambda b, h, i, j: j >= zone)
+    same = ag.AttentionSpec(heads=2, head_dim=16, causal=True, mask=lambda b, h, i, j: j >= 3)
+    q, k, v = (torch.randn(1, 2, n, 16) for n in (1, 40, 40))
+    o = compiled(spec, "cpu")(q, k, v, num_splits=2)
+    assert o.equal(compiled(same, "cpu")(q, k, v, num_splits=2))
+    ring = kv.RollingKVCache(compiled(spec, "cpu"), 1, 100)
+    ring.append(k, v)
+    torch.testing.assert_close(compiled(spec, "cpu").decode(q, ring), o)
+
+
+def test_parts_are_of_all_zones() -> None:
+    assert kv.RollingKVCache.zones == rolling.ZONES and kv.KVCache.zones == 1
 
 
 def test_refusals() -> None:

@@ -32,11 +32,6 @@ class Cache(NamedTuple):
     rotary: int = 0
     inside: bool = False
 
-    @property
-    def zones(self) -> int:
-        """Into how many stretches of keys attention falls."""
-        return rolling.ZONES if self.ring else 1
-
     def queries(self, dtype: str) -> Tensor:
         """As kernels read them: one for each zone where keys of zones are turned differently."""
         axes = tuple("bhid")

@@ -57,7 +57,7 @@ _RESERVED = frozenset("""
     q k v o lse do dout dq dk dv delta dlse sinks batch heads groups head_dim head_dim_v
     seqlen_q seqlen_k q_offset kv_offset kv_len q_begin k_begin params dropout_p dropout_scale
     dropout_seed page_table ring_sinks ring_reach kv_start new_len k_new v_new k_pair k_scale
-    v_scale rope_cos rope_sin num_pages
+    v_scale rope_cos rope_sin num_pages zone q_new q_pair
     """.split())
 
 

@@ -134,7 +134,7 @@ TENSOR_OPS: dict[str, OpInfo] = dict([
     # Marks a predicate as *the* visibility of a key: tiles proved full replace it by true.
     _row("visible", 1, "bool", group="tensor"),
     # (index, part): whether it is of that part. Every index is of one; which, is for tiling to say.
-    # attrs: zones; parts are of one zone after the other, each zone having as many.
+    # attrs: zones; part n is of zone n mod zones, and each zone falls into as many parts.
     _row("of_part", 2, "bool", group="tensor"),
 ])
 

@@ -37,15 +37,13 @@ def newest() -> Node:
 
 def slot(position: Node) -> Node:
     """Where a token lies."""
-    turned = make("add", param("ring_sinks"), make("mod", make(
-        "sub", position, param("ring_sinks")), size()))
-    return make("where", make("lt", position, param("ring_sinks")), position, turned)
+    return make("where", make("lt", position, param("ring_sinks")), position, _turned(position))
 
 
-def _turning() -> Node:
-    """The newest token's slot were it no first one: where this lap ends."""
+def _turned(position: Node) -> Node:
+    """Where it would, were it no first one; of the newest, where this lap ends."""
     return make("add", param("ring_sinks"), make("mod", make(
-        "sub", newest(), param("ring_sinks")), size()), origin="turn")
+        "sub", position, param("ring_sinks")), size()), origin="turn")
 
 
 def _by_zone(this: Node, before: Node, first: Node) -> Node:
@@ -55,7 +53,7 @@ def _by_zone(this: Node, before: Node, first: Node) -> Node:
 
 def position() -> Node:
     """Of key j."""
-    lap = make("sub", newest(), _turning())
+    lap = make("sub", newest(), _turned(newest()))
     return make("add", idx("j"), _by_zone(lap, make("sub", lap, size()), const(0)),
                 origin="kv_idx")
 
@@ -63,7 +61,7 @@ def position() -> Node:
 def holds(q_idx: Node, kv_idx: Node) -> Node:
     """Whether key j is of the zone, is there, and is near enough to the query: fewer than
     ``ring_reach`` tokens behind it, but for first ones."""
-    sinks, after = param("ring_sinks"), make("add", _turning(), const(1))
+    sinks, after = param("ring_sinks"), make("add", _turned(newest()), const(1))
     j, first = idx("j"), make("eq", zone(), const(FIRST))
     of_zone = make("and", make("le", _by_zone(sinks, after, const(0)), j),
                    make("lt", j, _by_zone(after, param("seqlen_k"), sinks)), origin="zone")

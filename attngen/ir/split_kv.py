@@ -8,6 +8,11 @@
 What follows lse and o, such as a sink, is computed once, where they are whole. Parts are joined in
 order, so results do not depend on which is ready first (Flash-Decoding; ``merge`` is the same
 formula). Which keys a part has, is for tiling to say.
+
+Where keys lie in zones (``rolling``) the graph is that of one zone:
+    zone → split mod 3;  q where a zone has its own → q[split]
+
+so parts are of the zones in turns, and each zone falls into as many.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import VerifyError
+from . import rolling
 from .bounds import extent
 from .graph import Graph, Region
 from .node import (
@@ -24,7 +30,6 @@ from .node import (
     idx,
     interning,
     make,
-    param,
     reduce,
     substitute,
     tensor,
@@ -35,10 +40,11 @@ from .tensor import Tensor
 AXIS = "split"
 
 
-def split_kv(graph: Graph, loop: str = "j", zones: int = 1) -> Graph:
+def split_kv(graph: Graph, loop: str = "j") -> Graph:
     """Cut the one region of a forward graph in two. Raises VerifyError for a region that is no
     softmax over ``loop`` with sums weighted by it."""
     (region,) = graph.regions
+    zones = rolling.ZONES if rolling.zone() in walk(*region.roots) else 1
     with interning(*region.roots):
         read = tuple(_of_zone(t, zones) for t in graph.tensors)
         parts, whole = _cut(region, replace(graph, tensors=read), loop, zones)
@@ -53,7 +59,7 @@ def _of_zone(t: Tensor, zones: int) -> Tensor:
 
 
 def _zone(zones: int) -> dict[Node, Node]:
-    return {param("zone"): make("mod", idx(AXIS), const(zones), origin="zone")}
+    return {rolling.zone(): make("mod", idx(AXIS), const(zones), origin="zone")}
 
 
 def _cut(region: Region, graph: Graph, loop: str, zones: int) -> tuple[Region, Region]:

@@ -35,7 +35,7 @@ class RollingKVCache(Cache):
     ``rope_positions`` rows at least, however long the stream is.
     """
 
-    zones = 3
+    zones = 3  # ir.rolling.ZONES
 
     def __init__(self, attn: Attention, batch: int, window: int, *, sinks: int = 0,
                  chunk: int = 16, positions: str = "tokens", dtype: torch.dtype | None = None,
@@ -64,8 +64,6 @@ class RollingKVCache(Cache):
         super().append(k, v, counts, rope=rope)
         if k.shape[2]:
             self._turned = _turned(rope)
-
-    append.__doc__ = Cache.append.__doc__
 
     def clear(self, sequence: int | None = None) -> None:
         super().clear(sequence)

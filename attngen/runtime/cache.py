@@ -123,11 +123,9 @@ def _locked(path: Path) -> Iterator[None]:
 
     lock = filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS, mode=0o600)
     held = False
-    try:
+    with contextlib.suppress(OSError, NotImplementedError, filelock.Timeout):
         lock.acquire()
         held = True
-    except (OSError, NotImplementedError, filelock.Timeout):
-        pass
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ _NONE: Mapping[str, Tensor] = {}
 
 
 class Cached(NamedTuple):
-    """How a cache keeps keys and values, as ``ir.cache.Cache`` has it."""
+    """How a cache keeps keys and values, as ``ir.cache.Cache`` has it; ``rotary`` is 0 for all
+    columns."""
 
     ring: bool = False
     page: int = 0
