@@ -24,6 +24,7 @@ from . import rolling
 from .bounds import extent
 from .graph import Graph, Region
 from .node import (
+    AXES,
     Node,
     const,
     contract,
@@ -55,7 +56,9 @@ def split_kv(graph: Graph, loop: str = "j") -> Graph:
 def _of_zone(t: Tensor, zones: int) -> Tensor:
     """``t`` as parts see it: one that lies where a zone says is another for each part."""
     place = tuple((a, substitute(n, _zone(zones))) for a, n in t.place)
-    return t if place == t.place else replace(t, place=place, view=(AXIS, *t.seen))
+    if place == t.place:
+        return t
+    return replace(t, place=place, view=tuple(sorted((AXIS, *t.seen), key=AXES.index)))
 
 
 def _zone(zones: int) -> dict[Node, Node]:
